@@ -1,0 +1,134 @@
+//! The house that the tests against real parts live in: a registry, containerd 1.6 and 2.x, and `hoistd`, each a process
+//! of its own with a directory of its own, on loopback and unix sockets.
+//!
+//! A test asks for a [`House`]; that makes sure that the test bed is there (`integration/testbed/prepare`, once for all
+//! tests), opens a directory under it, and starts what the test wants. Everything ends with the value that stands for it:
+//! processes by their id, then the mounts below the directory, then the directory. A test that fails shows the last lines
+//! of every log.
+
+// Each test program that brings this module in uses a part of it.
+#![allow(dead_code)]
+
+pub(crate) mod containerd;
+pub(crate) mod cri;
+pub(crate) mod hoistd;
+pub(crate) mod process;
+pub(crate) mod registry;
+pub(crate) mod scratch;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+pub(crate) use containerd::{Containerd, Generation};
+pub(crate) use hoistd::Hoistd;
+pub(crate) use registry::Registry;
+pub(crate) use scratch::Scratch;
+
+/// The directory of the test bed, prepared; `None` where that cannot be done on this machine.
+fn bed() -> Option<&'static Path> {
+    static BED: OnceLock<Option<PathBuf>> = OnceLock::new();
+    BED.get_or_init(prepare).as_deref()
+}
+
+fn prepare() -> Option<PathBuf> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let bed =
+        std::env::var_os("HOIST_TESTBED").map_or_else(|| checkout.join(".testbed"), PathBuf::from);
+    let made = Command::new(checkout.join("integration/testbed/prepare"))
+        .arg("small")
+        .env("HOIST_TESTBED", &bed)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("the script is part of the checkout");
+    if made.status.success() {
+        return Some(bed.canonicalize().expect("the script made it"));
+    }
+    loudly(&format!(
+        "the test bed could not be made:\n{}{}",
+        String::from_utf8_lossy(&made.stdout),
+        String::from_utf8_lossy(&made.stderr)
+    ));
+    None
+}
+
+/// Writes past the capture of the test program: what is not tested must be seen.
+fn loudly(text: &str) {
+    // A closed standard error is no reason to fail.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Says that a test could not run, and notes it where `./test` counts.
+pub(crate) fn skipped(test: &str, reason: &str) {
+    loudly(&format!("SKIPPED {test}: {reason}"));
+    if let Some(list) = std::env::var_os("HOIST_SKIPPED") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(list);
+        if let Ok(mut file) = file {
+            let _ = writeln!(file, "{test}: {reason}");
+        }
+    }
+}
+
+/// A registry and a directory; the daemons of a test move in as it asks for them.
+pub(crate) struct House {
+    /// The registry with the small images.
+    pub(crate) registry: Registry,
+    /// Where everything of this test lies. The last field: it is removed when all processes have ended.
+    pub(crate) scratch: Scratch,
+    bed: &'static Path,
+}
+
+impl House {
+    /// Opens a house for `test`; `None`, said loudly, where the test bed cannot be had.
+    pub(crate) fn open(test: &str) -> Option<Self> {
+        let Some(bed) = bed() else {
+            skipped(test, "no test bed (see above)");
+            return None;
+        };
+        let scratch = Scratch::new(&bed.join("runs"));
+        let registry = Registry::start(bed, scratch.path());
+        Some(Self { registry, scratch, bed })
+    }
+
+    /// Starts a `hoistd` with these changes to its configuration (TOML text of whole sections).
+    pub(crate) fn hoistd(&self, extra: &str) -> Hoistd {
+        Hoistd::start(&self.scratch.path().join("h"), &self.registry, extra)
+    }
+
+    /// Starts a containerd of `generation` that knows `hoistd`; `None`, said loudly, where there is none.
+    pub(crate) fn containerd(
+        &self,
+        generation: Generation,
+        hoistd: &Hoistd,
+        test: &str,
+    ) -> Option<Containerd> {
+        let programs = self.bed.join(generation.directory()).join("bin");
+        if !programs.join("containerd").exists() {
+            skipped(test, "no containerd of this generation could be had");
+            return None;
+        }
+        let home = self.scratch.path().join(generation.short());
+        Some(Containerd::start(generation, &programs, &home, hoistd, &self.registry))
+    }
+}
+
+/// A port of loopback that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Runs a command to its end and gives its standard output; panics with both outputs where it fails.
+pub(crate) fn must(command: &mut Command) -> String {
+    let output = command.stdin(std::process::Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} failed ({}):\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

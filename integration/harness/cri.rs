@@ -1,0 +1,72 @@
+//! As much of a CRI client as pulling and removing an image takes.
+//!
+//! The messages are declared here by hand, fields by their numbers in the CRI's `api.proto` (runtime.v1); fields that
+//! nobody here sets are left out, which protobuf allows.
+
+use std::path::Path;
+
+use tonic::transport::{Channel, Endpoint};
+
+/// Which image is meant.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ImageSpec {
+    /// The reference.
+    #[prost(string, tag = "1")]
+    pub(crate) image: String,
+}
+
+/// Both requests have the image as their first field.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageResponse {
+    #[prost(string, tag = "1")]
+    image_ref: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Empty {}
+
+/// Asks the CRI on the unix socket `socket` to pull `image`; gives the reference that it answers.
+pub(crate) fn pull(socket: &Path, image: &str) -> Result<String, String> {
+    call::<PullImageResponse>(socket, "/runtime.v1.ImageService/PullImage", image)
+        .map(|answer| answer.image_ref)
+}
+
+/// Asks it to remove `image`.
+pub(crate) fn remove(socket: &Path, image: &str) -> Result<(), String> {
+    call::<Empty>(socket, "/runtime.v1.ImageService/RemoveImage", image).map(|_| ())
+}
+
+fn call<Answer>(socket: &Path, method: &'static str, image: &str) -> Result<Answer, String>
+where
+    Answer: prost::Message + Default + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+    runtime.block_on(async {
+        let mut client = tonic::client::Grpc::new(connect(socket).await?);
+        client.ready().await.map_err(|error| format!("{}: {error}", socket.display()))?;
+        let request = tonic::Request::new(ImageRequest {
+            image: Some(ImageSpec { image: image.to_owned() }),
+        });
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(method);
+        let codec = tonic_prost::ProstCodec::<ImageRequest, Answer>::default();
+        let answer = client.unary(request, path, codec).await;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| format!("{method} of {image}: {status}"))
+    })
+}
+
+async fn connect(socket: &Path) -> Result<Channel, String> {
+    // The client wants an absolute path here.
+    let address = format!("unix://{}", socket.display());
+    let endpoint =
+        Endpoint::from_shared(address).map_err(|error| format!("{}: {error}", socket.display()))?;
+    endpoint.connect().await.map_err(|error| format!("{}: {error:?}", socket.display()))
+}

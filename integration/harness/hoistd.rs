@@ -1,0 +1,86 @@
+//! `hoistd` as built for this test run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::Daemon;
+use super::registry::Registry;
+
+/// A running `hoistd`, or one that just crashed and starts again on the same directory.
+pub(crate) struct Hoistd {
+    home: PathBuf,
+    daemon: Daemon,
+}
+
+impl Hoistd {
+    /// Starts one with its root, sockets, configuration and log below `home`.
+    pub(crate) fn start(home: &Path, registry: &Registry, extra: &str) -> Self {
+        std::fs::create_dir_all(home).expect("the scratch directory is writable");
+        // A directory without hosts.toml files: how hoistd finds a registry is not left to the machine's own.
+        std::fs::create_dir_all(home.join("certs.d")).expect("the scratch directory is writable");
+        let home = home.to_owned();
+        let text = format!(
+            "root = \"{home}/root\"\nsocket = \"{home}/hoist.sock\"\ncontrol_socket = \"{home}/control.sock\"\n\
+             [registry]\nhosts_dirs = [\"{home}/certs.d\"]\n\
+             [metrics]\naddress = \"127.0.0.1:{port}\"\n\
+             [cleanup]\ngrace = \"0s\"\n\
+             [fetch]\nretries = 2\n{extra}\n",
+            home = home.display(),
+            port = super::free_port(),
+        );
+        // A registry on loopback needs no entry: plain HTTP is allowed there.
+        let _ = registry;
+        std::fs::write(home.join("hoist.toml"), text).expect("the scratch directory is writable");
+        let daemon = Self::launch(&home);
+        Self { home, daemon }
+    }
+
+    fn launch(home: &Path) -> Daemon {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hoistd"));
+        command.arg("--config").arg(home.join("hoist.toml"));
+        let mut daemon = Daemon::start("hoistd", &command, &home.join("hoistd.log"));
+        let socket = home.join("hoist.sock");
+        // A crash leaves a socket behind that nobody answers on.
+        daemon.wait_for(|| std::os::unix::net::UnixStream::connect(&socket).is_ok());
+        daemon
+    }
+
+    /// The snapshotter's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.home.join("hoist.sock")
+    }
+
+    /// Where its trees and snapshots are.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.home.join("root")
+    }
+
+    /// Its log so far.
+    pub(crate) fn log(&self) -> String {
+        self.daemon.log()
+    }
+
+    /// kill -9, then a new start on the same root.
+    pub(crate) fn crash_and_restart(&mut self) {
+        self.daemon.crash();
+        self.daemon = Self::launch(&self.home);
+    }
+
+    /// The directories under `root/trees` and `root/snapshots`: what is stored now.
+    pub(crate) fn stored(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for part in ["trees", "snapshots", "trash"] {
+            let Ok(entries) = std::fs::read_dir(self.root().join(part)) else {
+                continue;
+            };
+            found.extend(entries.flatten().map(|entry| entry.path()));
+        }
+        found.sort();
+        found
+    }
+
+    /// How many layer trees are stored.
+    pub(crate) fn trees(&self) -> usize {
+        self.stored().iter().filter(|path| path.starts_with(self.root().join("trees"))).count()
+    }
+}

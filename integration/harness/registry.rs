@@ -1,0 +1,67 @@
+//! docker-registry over the storage that the test bed filled.
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::Daemon;
+
+/// A running registry on loopback, plain HTTP.
+pub(crate) struct Registry {
+    address: String,
+    hosts: PathBuf,
+    daemon: Daemon,
+}
+
+impl Registry {
+    /// A name that leads to this registry through `hosts.toml` alone: a client without it finds nobody there, since
+    /// `.invalid` never resolves.
+    pub(crate) const ALIAS: &str = "registry.invalid";
+
+    /// Starts it on the storage under `bed`; its own files go to `home`.
+    pub(crate) fn start(bed: &Path, home: &Path) -> Self {
+        let address = format!("127.0.0.1:{}", super::free_port());
+        let settings = home.join("registry.yml");
+        let storage = bed.join("registry");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
+            storage.display()
+        );
+        std::fs::write(&settings, text).expect("the scratch directory is writable");
+        let mut command = Command::new(bed.join("containerd-1/bin/docker-registry"));
+        command.arg("serve").arg(&settings);
+        let mut daemon = Daemon::start("the registry", &command, &home.join("registry.log"));
+        daemon.wait_for(|| TcpStream::connect(&address).is_ok());
+        let hosts = home.join("certs.d");
+        for name in [address.as_str(), Self::ALIAS] {
+            let directory = hosts.join(name);
+            std::fs::create_dir_all(&directory).expect("the scratch directory is writable");
+            let text = format!(
+                "server = \"http://{address}\"\n[host.\"http://{address}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+            );
+            std::fs::write(directory.join("hosts.toml"), text)
+                .expect("the scratch directory is writable");
+        }
+        Self { address, hosts, daemon }
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A directory in containerd's `certs.d` form that leads to this registry.
+    pub(crate) fn hosts(&self) -> &Path {
+        &self.hosts
+    }
+
+    /// The reference of a test image, `name:form`.
+    pub(crate) fn image(&self, image: &str) -> String {
+        format!("{}/{image}", self.address)
+    }
+
+    /// The same image by the name that only clients with [`Registry::hosts`] can reach.
+    pub(crate) fn hidden_image(image: &str) -> String {
+        format!("{}/{image}", Self::ALIAS)
+    }
+}

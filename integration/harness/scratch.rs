@@ -1,0 +1,56 @@
+//! A directory for one test, with a short name (paths of unix sockets end at 108 bytes), gone with the test.
+//!
+//! containerd mounts things below its directories. A tree with mounts in it must never be removed by name, for what is
+//! mounted would go with it: everything below is unmounted first, and where that fails the directory stays.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MntFlags, umount2};
+
+/// A directory that is removed on Drop, after the mounts below it.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes one under `parent`.
+    pub(crate) fn new(parent: &Path) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{:x}.{number:x}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("the test bed is writable");
+        assert!(
+            path.as_os_str().len() < 80,
+            "{} is too long for unix sockets; set HOIST_TESTBED to a shorter path",
+            path.display()
+        );
+        Self(path)
+    }
+
+    /// Its path, absolute.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Where something is mounted below `directory`, the innermost last.
+fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    // Spaces and the like are octal there; scratch paths have none, and others are not ours.
+    points.map(PathBuf::from).filter(|point| point.starts_with(directory)).collect()
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for point in mounts_below(&self.0).iter().rev() {
+            // Told below if it does not work.
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+        let left = mounts_below(&self.0);
+        if left.is_empty() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        } else {
+            super::loudly(&format!("{} stays: {left:?} are still mounted below", self.0.display()));
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! `hoist`: the command line.
+
+fn main() -> std::process::ExitCode {
+    hoist::cli::run()
+}

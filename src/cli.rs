@@ -1,0 +1,105 @@
+//! `hoist`, the command line.
+//!
+//! Every command is a function from parsed arguments to a result; what is meant for a program to
+//! read goes to standard output, what is meant for a person's eyes while they wait goes to standard
+//! error. Errors are told once, at the end, with what to try.
+
+mod args;
+mod directory;
+mod error;
+mod inspect;
+mod progress;
+mod remote;
+mod summary;
+mod table;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::config::{Config, Environment};
+use args::{Arguments, Command};
+use error::CliError;
+
+/// Parses the process's arguments, does what they say, and returns the exit code.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let environment = Environment::of_process();
+    let ended =
+        runtime().and_then(|runtime| runtime.block_on(interruptible(arguments, environment)));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tell(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "the one place where errors are told")]
+fn tell(error: &CliError) {
+    eprintln!("hoist: {error}");
+    if let Some(advice) = error.advice() {
+        eprintln!("  {advice}");
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::Start { what: "the runtime", source })
+}
+
+/// Ctrl-C and SIGTERM drop the command's future: what it was making is removed by its destructors.
+async fn interruptible(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|source| CliError::Start { what: "a signal", source });
+    let (mut interrupt, mut terminate) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::select! {
+        ended = dispatch(arguments, environment) => ended,
+        _ = interrupt.recv() => Err(CliError::Interrupted),
+        _ = terminate.recv() => Err(CliError::Interrupted),
+    }
+}
+
+async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
+    let Arguments { config, control_socket, command } = arguments;
+    let load = || Config::load(config.as_deref(), &environment).map_err(CliError::Config);
+    let socket = || match control_socket.clone().or_else(|| environment.control_socket.clone()) {
+        Some(socket) => Ok(socket),
+        None => load().map(|config| config.control_socket),
+    };
+    match command {
+        Command::Pull(pull) => match (&pull.to, pull.snapshots) {
+            (Some(dir), _) => directory::pull(&pull, dir, load()?).await,
+            (None, _) => remote::pull(&pull, &socket()?).await,
+        },
+        Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
+        Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
+        Command::Pulls(pulls) => remote::pulls(&pulls, &socket()?).await,
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has gone is an error like any other.
+fn print(text: &str) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
+}
+
+/// Writes `value` as JSON to standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).expect("reports have string keys only");
+    print(&(text + "\n"))
+}

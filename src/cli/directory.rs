@@ -1,0 +1,90 @@
+//! `hoist pull IMAGE --to DIR`: the engine in this process, no daemon and no containerd.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::args::Pull;
+use super::error::CliError;
+use super::progress::{Progress, TICK};
+use super::{print, print_json, summary};
+use crate::config::Config;
+use crate::fetch::Fetcher;
+use crate::image::Platform;
+use crate::pull::directory::DirectoryStore;
+use crate::pull::{Puller, Settings};
+use crate::registry::Registry;
+use crate::timeline::{History, PullReport};
+
+/// Pulls into `dest`.
+pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result<(), CliError> {
+    let platform = args.platform.as_deref().map(str::parse).transpose()?;
+    config.registry.plain_http_hosts.extend(args.plain_http.iter().cloned());
+    if let Some(connections) = args.connections.map(usize::from) {
+        config.fetch.connections_per_image = connections;
+        config.fetch.connections_per_host = connections;
+        config.fetch.connections = connections;
+    }
+    let store = Whole(Arc::new(DirectoryStore::new(dest)?));
+    let report = run(args, &config, platform, &store.0).await?;
+    drop(store);
+    if args.json { print_json(&report) } else { print(&summary::whole(&report)) }
+}
+
+/// How long the threads of a pull that was cancelled may take to let go of its files. Each looks
+/// after every piece of work, which is a few megabytes.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// The store of a whole command. Threads that still write into it while it is removed would leave
+/// their files behind, so its drop waits until nobody else holds it.
+struct Whole(Arc<DirectoryStore>);
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        while Arc::strong_count(&self.0) > 1 && began.elapsed() < LET_GO {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+async fn run(
+    args: &Pull,
+    config: &Config,
+    platform: Option<Platform>,
+    store: &Arc<DirectoryStore>,
+) -> Result<PullReport, CliError> {
+    let registry = Registry::new(config.registry_settings())?;
+    let budget = config.budget();
+    let fetcher = Fetcher::new(registry.clone(), budget.clone(), config.fetch_limits());
+    let settings = Settings {
+        layers_at_once: config.limits.layers_at_once,
+        unpack: config.unpack_options(),
+        platform: Platform::host(),
+        on_end: Arc::new(|_| ()),
+    };
+    let puller =
+        Puller::new(registry, fetcher, budget, Arc::clone(store) as _, History::new(1), settings);
+    let pulling = puller.start(&args.image, platform)?;
+    let recorder = Arc::clone(pulling.recorder());
+    let mut progress = Progress::new(args.quiet || args.json);
+    let trees = {
+        let mut trees = std::pin::pin!(pulling.trees());
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                ended = &mut trees => break ended,
+                _ = tick.tick() => progress.show(&recorder.report()),
+            }
+        }
+    };
+    progress.end();
+    let trees = trees?;
+    let merging = Arc::clone(store);
+    let dest = store.dest().to_owned();
+    tokio::task::spawn_blocking(move || merging.merge(&trees))
+        .await
+        .expect("merging does not panic")
+        .map_err(|source| CliError::Merge { dest, source })?;
+    Ok(recorder.report())
+}

@@ -1,0 +1,81 @@
+//! What a person is told when a command fails.
+
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::image::ManifestError;
+use crate::pull::PullError;
+use crate::pull::trees::StoreError;
+use crate::registry::RegistryError;
+use crate::unpack::UnpackError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    #[error(transparent)]
+    Config(ConfigError),
+    #[error("{what} cannot be started: {source}")]
+    Start { what: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    Platform(#[from] ManifestError),
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("merging the layers into {}: {source}", dest.display())]
+    Merge { dest: PathBuf, source: UnpackError },
+    #[error("no hoistd answers at {}: {reason}", socket.display())]
+    NoDaemon { socket: PathBuf, reason: String },
+    #[error("hoistd: {0}")]
+    Daemon(String),
+    #[error("hoistd knows no pull {0}")]
+    NoSuchPull(u64),
+    #[error("writing to standard output: {0}")]
+    Output(std::io::Error),
+    #[error("interrupted; what was half done is removed")]
+    Interrupted,
+}
+
+impl CliError {
+    /// As the help texts say.
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Platform(_) | Self::Pull(PullError::Reference { .. }) => 2,
+            Self::NoSuchPull(_) => 3,
+            Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
+            Self::Registry(source) => registry_code(source),
+            Self::NoDaemon { .. } => 5,
+            Self::Interrupted => 130,
+            _ => 1,
+        }
+    }
+
+    /// What to try, where the error itself does not say it.
+    pub(super) fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::NoDaemon { .. } => Some(
+                "Is hoistd running (systemctl status hoistd), and is this its control socket (--control-socket)? \
+                 It answers to root only.",
+            ),
+            Self::NoSuchPull(_) => {
+                Some("hoist pulls lists those it knows; it keeps the last ones only.")
+            }
+            Self::Pull(error) if error.is_integrity() => Some(
+                "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",
+            ),
+            _ => None,
+        }
+    }
+}
+
+fn registry_code(error: &RegistryError) -> u8 {
+    if error.is_not_found() {
+        3
+    } else if error.is_unauthorized() {
+        4
+    } else {
+        5
+    }
+}

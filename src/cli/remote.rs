@@ -1,0 +1,112 @@
+//! What is asked of a running hoistd, over its control socket.
+
+use std::path::Path;
+
+use super::args::{Ls, Pull, Pulls};
+use super::error::CliError;
+use super::progress::Progress;
+use super::table::{bytes, short, table, text};
+use super::{print, print_json, summary};
+use crate::control::control_client::ControlClient;
+use crate::control::{ListPullsRequest, ListTreesRequest, PullRequest, Tree};
+use crate::timeline::PullReport;
+
+type Client = ControlClient<tonic::transport::Channel>;
+
+async fn connect(socket: &Path) -> Result<Client, CliError> {
+    let refused = |reason: String| CliError::NoDaemon { socket: socket.to_owned(), reason };
+    // tonic takes a path after "unix:"; it has to be absolute.
+    let absolute = std::path::absolute(socket).map_err(|e| refused(e.to_string()))?;
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("unix:{}", absolute.display()))
+        .map_err(|e| refused(e.to_string()))?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        refused(source.unwrap_or_else(|| error.to_string()))
+    })?;
+    // Reports of images with many layers are larger than tonic's default of 4 MiB in bad cases.
+    Ok(ControlClient::new(channel).max_decoding_message_size(64 << 20))
+}
+
+fn told(status: &tonic::Status) -> CliError {
+    CliError::Daemon(status.message().to_owned())
+}
+
+fn read(json: &str) -> Result<PullReport, CliError> {
+    serde_json::from_str(json).map_err(|e| {
+        CliError::Daemon(format!(
+            "its report cannot be read ({e}); are hoist and hoistd of one version?"
+        ))
+    })
+}
+
+/// `hoist pulls`.
+pub(super) async fn pulls(args: &Pulls, socket: &Path) -> Result<(), CliError> {
+    let limit = if args.id.is_some() { 0 } else { args.limit };
+    let request = ListPullsRequest { limit };
+    let answer = connect(socket).await?.list_pulls(request).await.map_err(|s| told(&s))?;
+    let reports = answer.into_inner().reports_json;
+    let mut reports = reports.iter().map(|json| read(json)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(id) = args.id {
+        reports.retain(|report| report.id == id);
+        let report = reports.first().ok_or(CliError::NoSuchPull(id))?;
+        return if args.json { print_json(report) } else { print(&summary::whole(report)) };
+    }
+    if args.json { print_json(&reports) } else { print(&summary::list(&reports)) }
+}
+
+/// `hoist ls`.
+pub(super) async fn ls(args: &Ls, socket: &Path) -> Result<(), CliError> {
+    let answer =
+        connect(socket).await?.list_trees(ListTreesRequest {}).await.map_err(|s| told(&s))?;
+    let trees = answer.into_inner().trees;
+    if args.json {
+        return print_json(&trees.iter().map(json).collect::<Vec<_>>());
+    }
+    let mut table = table(&["layer (DiffID)", "snapshots", "inodes", "size"], 1);
+    for tree in &trees {
+        table.add_row([
+            short(&tree.diff_id),
+            tree.snapshots.to_string(),
+            tree.inodes.to_string(),
+            bytes(tree.bytes),
+        ]);
+    }
+    let total = bytes(trees.iter().map(|tree| tree.bytes).sum());
+    print(&format!("{}\n{} layers, {total}\n", text(&table), trees.len()))
+}
+
+fn json(tree: &Tree) -> serde_json::Value {
+    serde_json::json!({
+        "diff_id": tree.diff_id,
+        "bytes": tree.bytes,
+        "inodes": tree.inodes,
+        "snapshots": tree.snapshots,
+        "path": tree.path,
+    })
+}
+
+/// `hoist pull IMAGE --snapshots`.
+pub(super) async fn pull(args: &Pull, socket: &Path) -> Result<(), CliError> {
+    let platform = args.platform.clone().unwrap_or_default();
+    let request = PullRequest { image: args.image.clone(), platform };
+    let answer = connect(socket).await?.pull(request).await.map_err(|s| told(&s))?;
+    let mut stream = answer.into_inner();
+    let mut progress = Progress::new(args.quiet || args.json);
+    let mut last = None;
+    while let Some(message) = stream.message().await.map_err(|s| told(&s))? {
+        if !message.report_json.is_empty() {
+            let report = read(&message.report_json)?;
+            progress.show(&report);
+            last = Some(report);
+        }
+        if !message.error.is_empty() {
+            return Err(CliError::Daemon(message.error));
+        }
+        if message.done {
+            progress.end();
+            let report = last.ok_or_else(|| CliError::Daemon("it sent no report".to_owned()))?;
+            return if args.json { print_json(&report) } else { print(&summary::whole(&report)) };
+        }
+    }
+    Err(CliError::Daemon("it ended in the middle of the pull".to_owned()))
+}

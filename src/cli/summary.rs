@@ -1,0 +1,117 @@
+//! Where the time of a pull went.
+
+use super::table::{bytes, rate, seconds, short, table, text};
+use crate::timeline::{LayerReport, LayerState, Phase, PullReport, PullState};
+
+/// A line for each pull.
+pub(super) fn list(pulls: &[PullReport]) -> String {
+    let mut table = table(&["id", "image", "state", "layers", "size", "time", "rate"], 3);
+    for pull in pulls {
+        table.add_row([
+            pull.id.to_string(),
+            pull.image.clone(),
+            state(&pull.state).to_owned(),
+            pull.layers.len().to_string(),
+            bytes(pull.size()),
+            seconds(pull.seconds),
+            rate(pull.bytes(Phase::Download), pull.seconds),
+        ]);
+    }
+    text(&table)
+}
+
+/// The word for a state.
+pub(super) fn state(state: &PullState) -> &'static str {
+    match state {
+        PullState::Running => "running",
+        PullState::Done => "done",
+        PullState::FellBack(_) => "fell back",
+        PullState::Failed(_) => "failed",
+        PullState::Cancelled => "cancelled",
+    }
+}
+
+fn layer_state(state: &LayerState) -> &'static str {
+    match state {
+        LayerState::Waiting => "waiting",
+        LayerState::Running => "running",
+        LayerState::Done => "done",
+        LayerState::Shared => "shared",
+        LayerState::Failed(_) => "failed",
+        LayerState::Cancelled => "cancelled",
+    }
+}
+
+/// A pull with all of its layers and phases.
+pub(super) fn whole(pull: &PullReport) -> String {
+    let mut out = format!(
+        "{}: {} in {}, {} compressed, {} unpacked{}\n",
+        pull.image,
+        state(&pull.state),
+        seconds(pull.seconds),
+        bytes(pull.size()),
+        bytes(pull.bytes(Phase::Decompress)),
+        pull.resolve_seconds
+            .map_or(String::new(), |s| format!(" (manifest and configuration: {})", seconds(s))),
+    );
+    if let PullState::Failed(reason) | PullState::FellBack(reason) = &pull.state {
+        out += &format!("  {reason}\n");
+    }
+    out.push('\n');
+    out += &layers(pull);
+    out.push('\n');
+    out += &phases(pull);
+    out
+}
+
+/// For each layer: when each phase ended, in seconds since the pull began.
+fn layers(pull: &PullReport) -> String {
+    let header = ["layer", "state", "size", "entries", "begins", "ends", "fetched at", "retries"];
+    let mut table = table(&header, 2);
+    for layer in &pull.layers {
+        let begins =
+            layer.phases.iter().filter(|p| p.phase != Phase::Wait).map(|p| p.begin_seconds);
+        let ends = layer.phases.iter().map(|p| p.end_seconds);
+        table.add_row([
+            short(&layer.digest),
+            layer_state(&layer.state).to_owned(),
+            bytes(layer.size),
+            layer.entries.to_string(),
+            begins.reduce(f64::min).map_or("-".to_owned(), seconds),
+            ends.reduce(f64::max).map_or("-".to_owned(), seconds),
+            span(layer, Phase::Download)
+                .map_or("-".to_owned(), |s| rate(layer.bytes(Phase::Download), s)),
+            layer.retries.to_string(),
+        ]);
+    }
+    text(&table)
+}
+
+fn span(layer: &LayerReport, phase: Phase) -> Option<f64> {
+    layer.phase(phase).map(|p| p.end_seconds - p.begin_seconds)
+}
+
+/// For each phase, over all layers: busy time and bytes. What is busy for about as long as the pull
+/// took, times the threads or connections at it, is where the time went.
+fn phases(pull: &PullReport) -> String {
+    let mut table = table(&["phase", "busy", "from", "to", "bytes", "rate while busy"], 1);
+    for phase in Phase::ALL {
+        let reports: Vec<_> = pull.layers.iter().filter_map(|layer| layer.phase(phase)).collect();
+        if reports.is_empty() {
+            continue;
+        }
+        let busy = pull.busy_seconds(phase);
+        let from = reports.iter().map(|p| p.begin_seconds).fold(f64::INFINITY, f64::min);
+        let to = reports.iter().map(|p| p.end_seconds).fold(0.0, f64::max);
+        let amount = pull.bytes(phase);
+        table.add_row([
+            phase.as_str().to_owned(),
+            seconds(busy),
+            seconds(from),
+            seconds(to),
+            if amount > 0 { bytes(amount) } else { "-".to_owned() },
+            rate(amount, busy),
+        ]);
+    }
+    text(&table)
+}

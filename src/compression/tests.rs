@@ -1,0 +1,139 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(data: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(data, 3).unwrap()
+}
+
+/// Text that compresses, with some noise.
+fn sample(len: usize) -> Vec<u8> {
+    let mut x = 7u32;
+    let noise = |i: usize| {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if i.is_multiple_of(3) { (x >> 24) as u8 } else { b'a' + (i % 7) as u8 }
+    };
+    (0..len).map(noise).collect()
+}
+
+fn pieces(data: &[u8], size: usize) -> Box<dyn Pieces + Send> {
+    let mut chunks: std::collections::VecDeque<Bytes> =
+        data.chunks(size).map(Bytes::copy_from_slice).collect();
+    Box::new(move || Ok(chunks.pop_front()))
+}
+
+fn decode(
+    compression: Compression,
+    data: &[u8],
+    piece: usize,
+    room: usize,
+) -> Result<Vec<u8>, CompressionError> {
+    let mut decoder = decoder(compression, pieces(data, piece))?;
+    let (mut all, mut out) = (Vec::new(), vec![0; room]);
+    loop {
+        match decoder.read(&mut out)? {
+            0 => return Ok(all),
+            count => all.extend_from_slice(&out[..count]),
+        }
+    }
+}
+
+#[test]
+fn every_size_of_piece_and_room_gives_the_same() {
+    let data = sample(30_000);
+    let streams = [
+        (Compression::None, data.clone()),
+        (Compression::Gzip, gzip(&data)),
+        (Compression::Zstd, zstd(&data)),
+    ];
+    for (compression, stream) in streams {
+        for (piece, room) in [(1, 4096), (7, 1), (1 << 20, 1 << 20), (4096, 100)] {
+            assert!(decode(compression, &stream, piece, room).unwrap() == data, "{compression:?}");
+        }
+    }
+}
+
+#[test]
+fn members_and_frames_follow_each_other() {
+    let (a, b) = (sample(5000), sample(900));
+    let whole = [a.clone(), b.clone()].concat();
+    let members = [gzip(&a), gzip(b""), gzip(&b)].concat();
+    assert!(decode(Compression::Gzip, &members, 100, 333).unwrap() == whole);
+    // A skippable frame: magic, length 3, three bytes.
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+    let frames =
+        [&skippable[..], &zstd(&a), &skippable, &zstd(b""), &zstd(&b), &skippable].concat();
+    assert!(decode(Compression::Zstd, &frames, 5, 333).unwrap() == whole);
+}
+
+#[test]
+fn nothing_is_an_empty_layer() {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        assert!(decode(compression, b"", 1, 10).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn every_truncation_is_said() {
+    let data = sample(600);
+    for (compression, stream) in
+        [(Compression::Gzip, gzip(&data)), (Compression::Zstd, zstd(&data))]
+    {
+        for cut in 1..stream.len() {
+            let error = decode(compression, &stream[..cut], 64, 64).unwrap_err();
+            let CompressionError::Truncated { offset, .. } = error else {
+                panic!("{compression:?} cut at {cut}: {error}")
+            };
+            assert_eq!(offset, cut as u64);
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_gzip_member_must_be_one() {
+    for tail in [&b"garbage that is long enough"[..], &[0; 512], &[0]] {
+        let stream = [&gzip(b"data")[..], tail].concat();
+        let error = decode(Compression::Gzip, &stream, 1000, 1000).unwrap_err();
+        assert!(matches!(
+            error,
+            CompressionError::Corrupt { .. } | CompressionError::Truncated { .. }
+        ));
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found_by_the_checksum() {
+    let mut stream = gzip(&sample(1000));
+    let crc = stream.len() - 6;
+    stream[crc] ^= 1;
+    let error = decode(Compression::Gzip, &stream, 1000, 1000).unwrap_err();
+    assert!(matches!(error, CompressionError::Corrupt { format: "gzip", .. }), "{error}");
+    let error = decode(Compression::Zstd, b"not zstd at all", 1000, 1000).unwrap_err();
+    assert!(error.to_string().starts_with("zstd data is corrupt after"), "{error}");
+}
+
+#[test]
+fn a_window_above_128_mib_is_refused() {
+    let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(28).unwrap();
+    // A frame of unknown size is not shrunk to a smaller window.
+    encoder.write_all(&[5; 10]).unwrap();
+    encoder.flush().unwrap();
+    let stream = encoder.finish().unwrap();
+    let error = decode(Compression::Zstd, &stream, 1000, 1000).unwrap_err();
+    assert!(error.to_string().contains("too much memory"), "{error}");
+}
+
+#[test]
+fn the_reason_of_a_broken_source_comes_through() {
+    let broken = || Err(io::Error::new(io::ErrorKind::ConnectionReset, "blob sha256:… broke"));
+    let mut decoder = decoder(Compression::Gzip, Box::new(broken)).unwrap();
+    let error = io::Error::from(decoder.read(&mut [0; 8]).unwrap_err());
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}

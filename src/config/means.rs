@@ -1,0 +1,66 @@
+//! What a configuration means for the rooms below.
+
+use super::{Config, OnError};
+use crate::budget::Budget;
+use crate::{fetch, registry, snapshots, unpack};
+
+/// What the process needs beside what a pull holds: program, threads, runtime, database.
+const PROCESS_BYTES: u64 = 32 << 20;
+
+impl Config {
+    /// What pulls may hold at once. `limits.memory_budget` is a promise about the whole process, so
+    /// the process's own share comes off first, and then a quarter: an HTTP client's read buffers
+    /// are larger than what lies in them, and an allocator keeps some of what it was given back
+    /// (measured: 351 MiB resident where 256 MiB were reserved).
+    pub fn budget(&self) -> Budget {
+        let left = self.limits.memory_budget_bytes.saturating_sub(PROCESS_BYTES);
+        Budget::new(left - left / 4)
+    }
+
+    /// For the registry client.
+    pub fn registry_settings(&self) -> registry::Settings {
+        registry::Settings {
+            hosts_dirs: self.registry.hosts_dirs.clone(),
+            docker_config: Some(self.registry.docker_config.clone()),
+            plain_http_hosts: self.registry.plain_http_hosts.clone(),
+            ca_files: self.registry.ca_files.clone(),
+            connect_timeout: self.fetch.connect_timeout,
+            stall_timeout: self.fetch.stall_timeout,
+            retries: self.fetch.retries,
+            backoff_initial: self.fetch.backoff_initial,
+            backoff_max: self.fetch.backoff_max,
+        }
+    }
+
+    /// For the fetcher.
+    pub fn fetch_limits(&self) -> fetch::Limits {
+        fetch::Limits {
+            chunk_bytes: self.fetch.chunk_bytes,
+            per_image: self.fetch.connections_per_image,
+            per_host: self.fetch.connections_per_host,
+            global: self.fetch.connections,
+        }
+    }
+
+    /// For the unpacker.
+    pub fn unpack_options(&self) -> unpack::Options {
+        unpack::Options {
+            writers: self.limits.writers_per_layer,
+            max_bytes: self.limits.max_unpacked_bytes,
+            ..unpack::Options::default()
+        }
+    }
+
+    /// For `snapshots`.
+    pub fn snapshot_options(&self) -> snapshots::Options {
+        snapshots::Options {
+            grace: self.cleanup.grace,
+            claim_timeout: self.pull.deadline,
+            on_late: match self.pull.on_error {
+                OnError::Fallback => snapshots::OnLate::Fallback,
+                OnError::Fail => snapshots::OnLate::Fail,
+            },
+            ..snapshots::Options::default()
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What becomes of a pull's report when the pull has ended: figures in the metrics and one line in
+//! the log.
+
+use crate::metrics::Metrics;
+use crate::timeline::{LayerState, Phase, PullReport, PullState};
+
+/// The word for a pull's end in labels and in the log.
+pub(super) fn result(state: &PullState) -> &'static str {
+    match state {
+        PullState::Running => "running",
+        PullState::Done => "done",
+        PullState::FellBack(_) => "fallback",
+        PullState::Failed(_) => "failed",
+        PullState::Cancelled => "cancelled",
+    }
+}
+
+/// The word for a layer's end. In a pull that fell back, what hoist could not provide was left to
+/// containerd.
+fn layer_result(state: &LayerState, pull: &PullState) -> &'static str {
+    match (state, pull) {
+        (LayerState::Done, _) => "done",
+        (LayerState::Shared, _) => "shared",
+        (LayerState::Failed(_) | LayerState::Waiting, PullState::FellBack(_)) => "fallback",
+        (LayerState::Failed(_), _) => "failed",
+        (LayerState::Waiting | LayerState::Running | LayerState::Cancelled, _) => "cancelled",
+    }
+}
+
+/// Takes an ended pull into the metrics.
+pub(super) fn count(metrics: &Metrics, report: &PullReport) {
+    let result = result(&report.state);
+    metrics.pulls.ended(result, &report.image, report.seconds, report.resolve_seconds);
+    for layer in &report.layers {
+        metrics.layers.ended(
+            layer_result(&layer.state, &report.state),
+            layer.entries,
+            layer.retries,
+        );
+        for phase in &layer.phases {
+            let wall = phase.end_seconds - phase.begin_seconds;
+            metrics.layers.phase(phase.phase.as_str(), wall, phase.busy_seconds, phase.bytes);
+        }
+    }
+}
+
+/// Writes an ended pull to the log: the sums as fields of their own, so that a log store can be
+/// asked for them, and the whole report as JSON.
+pub(super) fn log(report: &PullReport) {
+    let reason = match &report.state {
+        PullState::FellBack(reason) | PullState::Failed(reason) => reason.as_str(),
+        _ => "",
+    };
+    let json = serde_json::to_string(report).expect("reports have string keys only");
+    tracing::info!(
+        pull = report.id,
+        image = report.image,
+        result = result(&report.state),
+        reason,
+        seconds = report.seconds,
+        layers = report.layers.len(),
+        compressed_bytes = report.size(),
+        unpacked_bytes = report.bytes(Phase::Decompress),
+        wait_seconds = report.busy_seconds(Phase::Wait),
+        connect_seconds = report.busy_seconds(Phase::Connect),
+        first_byte_seconds = report.busy_seconds(Phase::FirstByte),
+        download_seconds = report.busy_seconds(Phase::Download),
+        decompress_seconds = report.busy_seconds(Phase::Decompress),
+        hash_seconds = report.busy_seconds(Phase::Hash),
+        write_seconds = report.busy_seconds(Phase::Write),
+        commit_seconds = report.busy_seconds(Phase::Commit),
+        report = json,
+        "pull ended"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::ImageLabel;
+
+    fn report() -> PullReport {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        serde_json::from_value(serde_json::json!({
+            "id": 1, "image": "host/image:tag", "manifest": null, "began_unix_seconds": 1.0,
+            "seconds": 2.5, "resolve_seconds": 0.25, "state": {"is": "fell_back", "reason": "why"},
+            "layers": [
+                {"digest": digest, "diff_id": digest, "media_type": "m", "size": 10,
+                 "state": {"is": "done"}, "host": null, "retries": 2, "entries": 3,
+                 "phases": [{"phase": "write", "begin_seconds": 1.0, "end_seconds": 1.5,
+                             "busy_seconds": 0.75, "bytes": 100}]},
+                {"digest": digest, "diff_id": digest, "media_type": "m", "size": 10,
+                 "state": {"is": "failed", "reason": "why"}, "host": null, "retries": 0,
+                 "entries": 0, "phases": []}
+            ]
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_report_becomes_figures() {
+        let metrics = Metrics::new(ImageLabel::None);
+        count(&metrics, &report());
+        let text = metrics.text();
+        for line in [
+            r#"hoist_pulls_total{result="fallback"} 1"#,
+            r#"hoist_pull_seconds_sum{image="",result="fallback"} 2.5"#,
+            r#"hoist_layers_total{result="done"} 1"#,
+            r#"hoist_layers_total{result="fallback"} 1"#,
+            r#"hoist_layer_phase_seconds_sum{phase="write"} 0.5"#,
+            r#"hoist_layer_phase_busy_seconds_sum{phase="write"} 0.75"#,
+            "hoist_fetch_retries_total 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
+        }
+    }
+}

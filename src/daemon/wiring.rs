@@ -1,0 +1,187 @@
+//! The engine: the rooms below, put together as the configuration says.
+//!
+//! containerd's Prepare comes in through `snapshots`, which asks a
+//! [`LayerSource`](crate::snapshots::LayerSource); here that is a [`Provider`] over the
+//! [`Puller`], which keeps its trees in the same `snapshots`. The translation of errors at this
+//! seam decides between fallback and failure.
+
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio::net::UnixListener;
+
+use super::error::DaemonError;
+use super::observe;
+use crate::budget::Budget;
+use crate::config::{Config, OnError};
+use crate::fetch::Fetcher;
+use crate::image::Platform;
+use crate::metrics::Metrics;
+use crate::pull::trees::{HeldTree, TreeStore};
+use crate::pull::{self, PullError, Puller};
+use crate::registry::Registry;
+use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
+use crate::timeline::{History, PullReport};
+
+/// The rooms below, as one thing.
+pub(super) struct Engine {
+    pub(super) snapshots: Arc<Snapshots>,
+    /// `None`: no layers are provided.
+    pub(super) puller: Option<Puller>,
+    pub(super) history: History,
+    pub(super) budget: Budget,
+    pub(super) metrics: Arc<Metrics>,
+    on_error: OnError,
+}
+
+impl Engine {
+    /// Opens the root and makes everything that a pull needs.
+    pub(super) fn open(config: &Config, no_pull: bool) -> Result<Self, DaemonError> {
+        let metrics = Arc::new(Metrics::new(config.metrics.image_label));
+        let history = History::new(config.history.pulls);
+        let budget = config.budget();
+        let counted = Arc::clone(&metrics);
+        let options = snapshots::Options {
+            on_call: OnCall::new(move |call, code, time| {
+                counted.snapshots.answered(call, code, time.as_secs_f64());
+            }),
+            ..config.snapshot_options()
+        };
+        let snapshots = Snapshots::open(&config.root, options)
+            .map_err(|source| DaemonError::Root { root: config.root.clone(), source })?;
+        let puller = match no_pull {
+            true => None,
+            false => Some(puller(config, &snapshots, &history, &budget, &metrics)?),
+        };
+        let on_error = config.pull.on_error;
+        Ok(Self { snapshots, puller, history, budget, metrics, on_error })
+    }
+
+    /// Serves containerd until `shutdown`.
+    pub(super) async fn serve(
+        &self,
+        listener: UnixListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), DaemonError> {
+        let source = self.puller.clone().map(|puller| {
+            let (metrics, on_error) = (Arc::clone(&self.metrics), self.on_error);
+            Arc::new(Provider { puller, metrics, on_error }) as Arc<dyn LayerSource>
+        });
+        let served = Arc::clone(&self.snapshots).serve(source, listener, shutdown).await;
+        served
+            .map_err(|error| DaemonError::Served { door: "containerd", reason: error.to_string() })
+    }
+
+    /// Brings those metrics up to date that are read when they are asked for. Blocks for
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub(super) fn refresh(&self) -> Result<(), crate::snapshots::Error> {
+        self.metrics.store.budget(self.budget.total(), self.budget.in_use());
+        self.metrics.pulls.in_progress(self.history.list(0).len());
+        for (kind, count) in self.snapshots.kinds()? {
+            self.metrics.store.snapshots(kind.as_str(), count);
+        }
+        let statistics = self.snapshots.statistics()?;
+        self.metrics.store.trees(statistics.trees, statistics.tree_bytes);
+        Ok(())
+    }
+}
+
+fn puller(
+    config: &Config,
+    snapshots: &Arc<Snapshots>,
+    history: &History,
+    budget: &Budget,
+    metrics: &Arc<Metrics>,
+) -> Result<Puller, DaemonError> {
+    let registry = Registry::new(config.registry_settings())?;
+    let fetcher = Fetcher::new(registry.clone(), budget.clone(), config.fetch_limits());
+    let counted = Arc::clone(metrics);
+    let settings = pull::Settings {
+        layers_at_once: config.limits.layers_at_once,
+        unpack: config.unpack_options(),
+        platform: Platform::host(),
+        on_end: Arc::new(move |report: &PullReport| {
+            observe::count(&counted, report);
+            observe::log(report);
+        }),
+    };
+    let store = Arc::clone(snapshots) as Arc<dyn TreeStore>;
+    Ok(Puller::new(registry, fetcher, budget.clone(), store, history.clone(), settings))
+}
+
+/// Provides containerd's Prepare with layers out of a puller.
+struct Provider {
+    puller: Puller,
+    metrics: Arc<Metrics>,
+    on_error: OnError,
+}
+
+impl LayerSource for Provider {
+    fn claim(&self, claim: Claim) -> BoxFuture<'static, Result<HeldTree, ClaimError>> {
+        let Self { puller, metrics, on_error } = self;
+        let (puller, metrics, on_error) = (puller.clone(), Arc::clone(metrics), *on_error);
+        let Claim { image, manifest, layer, chain_id, parents, .. } = claim;
+        async move {
+            let asked = pull::Claim { image, manifest, layer, chain_id, parents };
+            let error = match puller.claim(asked).await {
+                Ok(held) => return Ok(held),
+                Err(error) => error,
+            };
+            let answer = refusal(&error, on_error);
+            if matches!(answer, ClaimError::Fallback { .. }) {
+                metrics.pulls.fell_back(error.kind());
+            }
+            Err(answer)
+        }
+        .boxed()
+    }
+}
+
+/// What containerd hears. Bytes that are not what the image promises are an error whatever the
+/// configuration says: another way of pulling must not hide them.
+fn refusal(error: &PullError, on_error: OnError) -> ClaimError {
+    let text = error.to_string();
+    if matches!(error, PullError::Cancelled) {
+        return ClaimError::Cancelled;
+    }
+    if error.is_integrity() {
+        tracing::error!(error = text, "an image's bytes are not what it promises");
+        return ClaimError::Failed { message: text };
+    }
+    match on_error {
+        OnError::Fallback => ClaimError::Fallback { reason: text },
+        OnError::Fail => ClaimError::Failed { message: text },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{BlobDigest, Sha256};
+
+    #[test]
+    fn wrong_bytes_never_fall_back() {
+        let [expected, actual] = [b"a", b"b"].map(|text| BlobDigest(Sha256::of(text)));
+        let mismatch = PullError::BlobMismatch { expected, actual };
+        for on_error in [OnError::Fallback, OnError::Fail] {
+            let answer = refusal(&mismatch, on_error);
+            let ClaimError::Failed { message } = answer else { panic!("{answer:?}") };
+            assert!(message.contains(&expected.to_string()), "{message}");
+            assert!(message.contains(&actual.to_string()), "{message}");
+        }
+    }
+
+    #[test]
+    fn other_errors_go_as_configured() {
+        let error = PullError::Unsupported {
+            layer: BlobDigest(Sha256::of(b"a")),
+            media_type: "application/x".to_owned(),
+        };
+        assert!(matches!(refusal(&error, OnError::Fallback), ClaimError::Fallback { .. }));
+        assert!(matches!(refusal(&error, OnError::Fail), ClaimError::Failed { .. }));
+        assert_eq!(refusal(&PullError::Cancelled, OnError::Fail), ClaimError::Cancelled);
+    }
+}

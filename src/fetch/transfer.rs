@@ -1,0 +1,285 @@
+//! The tasks that fetch one blob.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::window::{Reservation, Window};
+use super::{Connection, FetchError, ImageFetcher};
+use crate::registry::{Backoff, Blob, Body, RegistryError};
+use crate::timeline::{LayerRecorder, Phase};
+
+/// One blob on its way. Clones are for the tasks of its chunks.
+#[derive(Clone)]
+pub(super) struct Transfer {
+    image: ImageFetcher,
+    blob: Blob,
+    size: u64,
+    recorder: Arc<LayerRecorder>,
+    window: Arc<Window>,
+}
+
+/// One chunk of it.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    number: u64,
+    start: u64,
+    end: u64,
+}
+
+/// A body that was opened, with its leave.
+struct Stream {
+    body: Body,
+    asked: Instant,
+    _connection: Connection,
+}
+
+/// Chunks of a blob that have their bytes and no connection yet.
+pub(super) const PLACES_SPARE: usize = 2;
+
+/// The most bytes that the HTTP client returns at once: its read buffer's bound, rounded up.
+const PIECE_BYTES_MOST: u64 = 512 << 10;
+
+/// Tells the reader when the tasks end without a word: at a panic, or with their runtime.
+struct LastWord {
+    window: Arc<Window>,
+    said: bool,
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if !self.said {
+            self.window.fail(FetchError::Stopped);
+        }
+    }
+}
+
+/// The error of the first task that fails; `None` once all have ended well.
+async fn failed(tasks: &mut JoinSet<Result<(), RegistryError>>) -> Option<RegistryError> {
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Some(error),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // Nobody aborts a chunk alone: the runtime is going down, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+    None
+}
+
+impl Transfer {
+    pub(super) fn new(
+        image: ImageFetcher,
+        blob: Blob,
+        size: u64,
+        recorder: Arc<LayerRecorder>,
+        window: Arc<Window>,
+    ) -> Self {
+        Self { image, blob, size, recorder, window }
+    }
+
+    /// Fetches the whole blob.
+    pub(super) async fn run(self) {
+        let mut last_word = LastWord { window: Arc::clone(&self.window), said: false };
+        match self.walk().await {
+            // All bytes are in the window, and the reader may still be at them.
+            Ok(()) => self.window.finish(),
+            Err(error) => self.window.fail(error.into()),
+        }
+        last_word.said = true;
+    }
+
+    async fn walk(&self) -> Result<(), RegistryError> {
+        let chunk = self.image.shared.limits.chunk_bytes;
+        // Enough places that every connection has a chunk and the next one is waiting; more would
+        // only take the budget from other layers.
+        let places = Arc::new(Semaphore::new(PLACES_SPARE + self.image.shared.limits.per_image));
+        let mut tasks: JoinSet<Result<(), RegistryError>> = JoinSet::new();
+        for number in 0..self.size.div_ceil(chunk) {
+            let start = number * chunk;
+            let part = Part { number, start, end: (start + chunk).min(self.size) };
+            let reservation = tokio::select! {
+                reservation = self.reserve(&places, part) => reservation,
+                Some(ended) = failed(&mut tasks) => return Err(ended),
+            };
+            self.window.open(number, reservation);
+            let mut stream = None;
+            if number == 0 && part.end < self.size {
+                // Learns the redirect, the token and whether the host serves parts, for all.
+                stream = self.first(part).await?;
+                if stream.is_none() {
+                    return Ok(());
+                }
+            }
+            let task = self.clone();
+            tasks.spawn(async move { task.fetch(part, stream, Backpressure::Reserved).await });
+        }
+        failed(&mut tasks).await.map_or(Ok(()), Err)
+    }
+
+    async fn reserve(&self, places: &Arc<Semaphore>, part: Part) -> Reservation {
+        let place = Arc::clone(places).acquire_owned().await;
+        let place = place.expect("the semaphore of places is never closed");
+        let bytes = self.image.shared.budget.reserve(part.end - part.start).await;
+        Reservation { _bytes: bytes, _place: place }
+    }
+
+    /// Asks for the first chunk and, where the whole blob comes instead, reads all of it and
+    /// returns `None`.
+    async fn first(&self, part: Part) -> Result<Option<Stream>, RegistryError> {
+        let mut backoff = self.blob.backoff();
+        loop {
+            match self.open(part.start, part.end, false).await {
+                Ok(stream) if stream.body.is_whole() => {
+                    let all = Part { end: self.size, ..part };
+                    self.fetch(all, Some(stream), Backpressure::Waits).await?;
+                    return Ok(None);
+                }
+                Ok(stream) => return Ok(Some(stream)),
+                Err(error) => self.pause(&mut backoff, error).await?,
+            }
+        }
+    }
+
+    /// Fetches one part into its place, from `stream` if that is open already, again and again from
+    /// where it broke off.
+    async fn fetch(
+        &self,
+        part: Part,
+        mut stream: Option<Stream>,
+        backpressure: Backpressure,
+    ) -> Result<(), RegistryError> {
+        let mut backoff = self.blob.backoff();
+        let mut at = part.start;
+        loop {
+            let before = at;
+            let opened = match stream.take() {
+                Some(stream) => Ok(stream),
+                None => self.open(at, part.end, at > part.start).await,
+            };
+            let ended = match opened {
+                Ok(stream) => self.drain(stream, part, &mut at, backpressure).await,
+                Err(error) => Err(error),
+            };
+            let error = match ended {
+                Err(error) if at < part.end || !error.is_transient() => error,
+                // With the last byte there, how the connection ends says nothing any more.
+                _ => {
+                    self.window.complete(part.number);
+                    return Ok(());
+                }
+            };
+            if at > before {
+                backoff.progressed();
+            }
+            self.pause(&mut backoff, error).await?;
+        }
+    }
+
+    /// Waits before another try, or returns the error that does not deserve one.
+    async fn pause(
+        &self,
+        backoff: &mut Backoff,
+        error: RegistryError,
+    ) -> Result<(), RegistryError> {
+        let Some(pause) = backoff.pause(&error) else { return Err(error) };
+        tracing::debug!(%error, ?pause, "another try follows");
+        self.recorder.retried();
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    async fn open(&self, start: u64, end: u64, resumes: bool) -> Result<Stream, RegistryError> {
+        let connection = self.image.connection(&self.blob.host()).await;
+        let asked = Instant::now();
+        let body = if resumes {
+            self.blob.resume(start..end).await
+        } else {
+            self.blob.range(start..end).await
+        };
+        self.recorder.spent(Phase::Connect, asked, Instant::now());
+        let body = body?;
+        self.recorder.host(body.host());
+        Ok(Stream { body, asked, _connection: connection })
+    }
+
+    /// Reads a body into the window; `at` moves with what was read.
+    async fn drain(
+        &self,
+        mut stream: Stream,
+        part: Part,
+        at: &mut u64,
+        backpressure: Backpressure,
+    ) -> Result<(), RegistryError> {
+        let chunk = self.image.shared.limits.chunk_bytes;
+        let body = &mut stream.body;
+        if body.is_whole() && backpressure == Backpressure::Reserved && *at > chunk {
+            // To read up to there for each chunk would be many times the blob.
+            let (host, what) = (body.host().to_owned(), format!("blob {}", self.blob.digest()));
+            return Err(RegistryError::RangeIgnored { host, what, at: *at });
+        }
+        let mut first = true;
+        while body.position() < part.end || part.end == self.size {
+            if backpressure == Backpressure::Waits {
+                self.window.below(chunk.saturating_sub(PIECE_BYTES_MOST)).await;
+            }
+            let position = body.position();
+            let began = Instant::now();
+            let piece = body.next().await?;
+            let now = Instant::now();
+            self.recorder.spent(Phase::Download, began, now);
+            let Some(piece) = piece else { break };
+            if std::mem::take(&mut first) {
+                self.recorder.spent(Phase::FirstByte, stream.asked, now);
+            }
+            self.recorder.bytes(Phase::Download, piece.len() as u64);
+            let wanted = within(piece, position, *at, part.end);
+            *at += wanted.len() as u64;
+            self.window.push(part.number, wanted);
+        }
+        if !body.is_whole() {
+            // Up to the end of the answer, which gives the connection back.
+            while body.next().await?.is_some() {}
+        }
+        Ok(())
+    }
+}
+
+/// Who keeps the window within its bounds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Backpressure {
+    /// The chunk's whole size is reserved.
+    Reserved,
+    /// The blob comes through a reservation that is smaller than it, and waits for the reader.
+    Waits,
+}
+
+/// The bytes of `piece`, which lies at `position`, that are within `start..end`.
+fn within(mut piece: Bytes, position: u64, start: u64, end: u64) -> Bytes {
+    let length = piece.len() as u64;
+    // Both are at most the piece's length, which is a usize.
+    let to = end.saturating_sub(position).min(length) as usize;
+    let from = start.saturating_sub(position).min(to as u64) as usize;
+    piece.truncate(to);
+    piece.slice(from..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn within_is_the_common_part() {
+        let piece = |start, end| within(Bytes::from_static(b"abcdef"), 10, start, end);
+        assert_eq!(piece(10, 16), "abcdef");
+        assert_eq!(piece(0, 99), "abcdef");
+        assert_eq!(piece(12, 14), "cd");
+        assert_eq!(piece(16, 20), "");
+        assert_eq!(piece(0, 10), "");
+        assert_eq!(piece(0, 5), "");
+    }
+}

@@ -1,0 +1,39 @@
+//! hoist lifts container images onto hosts.
+//!
+//! The rooms of this house, lowest floor first; a room imports only from floors below its own
+//! (`integration/floors.rs` reads the imports and fails on one that points up or sideways).
+//!
+//! | floor | room | what it is |
+//! |---|---|---|
+//! | 0 | [`image`] | OCI words: digests, DiffId, ChainId, media types, manifests; no I/O |
+//! | 0 | [`budget`] | bytes in flight, reservations |
+//! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
+//! | 0 | [`metrics`] | the registry of metrics and its label types |
+//! | 0 | [`sys`] | system calls, the only `unsafe`, on top of `nix` |
+//! | 1 | [`compression`] | gzip and zstd, streaming |
+//! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
+//! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
+//! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
+//! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
+//! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata |
+//! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
+//! | 4 | [`snapshots`] | the containerd service, its metadata store, mounts, labels, cleanup |
+//! | 5 | [`config`] | what an operator sets, and what it means for the rooms below |
+//! | 6 | [`daemon`], [`cli`] | the roots |
+
+pub mod archive;
+pub mod budget;
+pub mod cli;
+pub mod compression;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod fetch;
+pub mod image;
+pub mod metrics;
+pub mod pull;
+pub mod registry;
+pub mod snapshots;
+pub mod sys;
+pub mod timeline;
+pub mod unpack;

@@ -1,0 +1,26 @@
+//! Pulling: fetch, decompress and unpack the layers of an image, one job per layer.
+//!
+//! A [`Puller`] knows the images that are being pulled. The first claim of an image starts all of
+//! its layers, largest first; later claims find theirs under way or done. A layer is a *job* that
+//! is shared by everybody who needs its DiffID, whatever the image; it runs while somebody holds
+//! an interest in it and is cancelled when nobody does.
+//!
+//! ```text
+//! claim ─▶ images (one per manifest) ─▶ jobs (one per DiffID) ─▶ layer: the stages of a byte
+//!                                                        ╰─────▶ trees: where layers are kept
+//! ```
+
+mod buffers;
+pub mod directory;
+mod error;
+mod image;
+mod jobs;
+mod layer;
+mod puller;
+mod resolve;
+mod settle;
+pub mod trees;
+
+pub use error::PullError;
+pub use puller::{Claim, Puller, Pulling, Settings, parse_reference};
+pub use resolve::{Start, resolve};

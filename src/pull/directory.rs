@@ -1,0 +1,143 @@
+//! Pulling an image into a plain directory, without containerd and without a daemon.
+//!
+//! The layers are unpacked side by side as they are for containerd, each into a tree below a
+//! staging directory inside the destination (so that it is the same file system), and merged into
+//! the destination by renaming. Whatever is half done when the [`DirectoryStore`] is dropped is
+//! removed with it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::trees::{HeldTree, StagedTree, StoreError, TreeId, TreeInfo, TreePin, TreeStore};
+use crate::image::DiffId;
+use crate::unpack::{self, UnpackError};
+
+/// The staging directory's name inside the destination.
+const STAGING: &str = ".hoist-pull";
+
+/// Trees of one pull into a directory.
+#[derive(Debug)]
+pub struct DirectoryStore {
+    dest: PathBuf,
+    staging: PathBuf,
+    next: AtomicI64,
+    /// Those that are written, and those that are being written.
+    trees: Mutex<HashMap<TreeId, (DiffId, Option<TreeInfo>)>>,
+}
+
+impl DirectoryStore {
+    /// Makes `dest` if it is not there.
+    ///
+    /// # Errors
+    /// Where `dest` cannot be made, or has something in it: a pull never mixes with other files.
+    pub fn new(dest: &Path) -> Result<Self, StoreError> {
+        let refused = |what: &str, error| failed(&format!("{what} {}", dest.display()), error);
+        fs::create_dir_all(dest).map_err(|e| refused("make the directory", e))?;
+        let mut entries = fs::read_dir(dest).map_err(|e| refused("read the directory", e))?;
+        if entries.next().is_some() {
+            let error = std::io::Error::new(
+                std::io::ErrorKind::DirectoryNotEmpty,
+                "it is not empty; name an empty or a new directory",
+            );
+            return Err(refused("pull into", error));
+        }
+        let staging = dest.join(STAGING);
+        fs::create_dir(&staging).map_err(|e| refused("make a staging directory in", e))?;
+        Ok(Self {
+            dest: dest.to_owned(),
+            staging,
+            next: AtomicI64::new(1),
+            trees: Mutex::default(),
+        })
+    }
+
+    /// Merges `trees`, lowest first, into the destination.
+    ///
+    /// # Errors
+    /// Where a file cannot be moved.
+    pub fn merge(&self, trees: &[HeldTree]) -> Result<(), UnpackError> {
+        let paths: Vec<PathBuf> = trees.iter().map(|held| held.tree.path.clone()).collect();
+        unpack::merge(&paths, &self.dest)
+    }
+
+    /// The destination.
+    pub fn dest(&self) -> &Path {
+        &self.dest
+    }
+
+    fn trees(&self) -> MutexGuard<'_, HashMap<TreeId, (DiffId, Option<TreeInfo>)>> {
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for DirectoryStore {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.staging) {
+            tracing::warn!(path = %self.staging.display(), %error, "could not remove the staging directory");
+        }
+    }
+}
+
+fn failed(doing: &str, source: std::io::Error) -> StoreError {
+    StoreError::Io { doing: doing.to_owned(), source }
+}
+
+impl TreeStore for DirectoryStore {
+    fn find(&self, diff_id: DiffId) -> Result<Vec<TreeInfo>, StoreError> {
+        let trees = self.trees();
+        let written = trees.values().filter_map(|(_, tree)| tree.as_ref());
+        Ok(written.filter(|tree| tree.diff_id == diff_id).cloned().collect())
+    }
+
+    fn stage(&self, diff_id: DiffId) -> Result<StagedTree, StoreError> {
+        let id = TreeId(self.next.fetch_add(1, Relaxed));
+        let path = self.staging.join(id.to_string());
+        fs::create_dir(&path)
+            .map_err(|e| failed(&format!("make a directory for layer {diff_id}"), e))?;
+        self.trees().insert(id, (diff_id, None));
+        Ok(StagedTree { id, path })
+    }
+
+    fn publish(
+        &self,
+        staged: StagedTree,
+        bytes: u64,
+        inodes: u64,
+        implied: Vec<PathBuf>,
+    ) -> Result<TreeInfo, StoreError> {
+        let StagedTree { id, path } = staged;
+        let mut trees = self.trees();
+        let (diff_id, written) = trees.get_mut(&id).ok_or(StoreError::Gone(id))?;
+        let tree = TreeInfo { id, path, diff_id: *diff_id, bytes, inodes, implied, settled: None };
+        *written = Some(tree.clone());
+        Ok(tree)
+    }
+
+    fn settled(&self, id: TreeId, metadata: Vec<u8>) -> Result<(), StoreError> {
+        let mut trees = self.trees();
+        let tree =
+            trees.get_mut(&id).and_then(|(_, tree)| tree.as_mut()).ok_or(StoreError::Gone(id))?;
+        match &tree.settled {
+            Some(settled) if *settled != metadata => Err(StoreError::SettledOtherwise(id)),
+            _ => {
+                tree.settled = Some(metadata);
+                Ok(())
+            }
+        }
+    }
+
+    /// Trees stay until the whole store is dropped.
+    fn pin(&self, id: TreeId) -> Result<TreePin, StoreError> {
+        Ok(TreePin::new(id, || ()))
+    }
+
+    fn discard(&self, staged: StagedTree) {
+        self.trees().remove(&staged.id);
+        if let Err(error) = fs::remove_dir_all(&staged.path) {
+            tracing::warn!(path = %staged.path.display(), %error, "could not remove a half-made layer");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The pull of one image: its plan, and an interest in the job of each of its layers.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::PullError;
+use super::jobs::{Interest, Jobs, Key, Order};
+use super::resolve::{Start, resolve};
+use super::trees::{HeldTree, TreeStore};
+use crate::fetch::{Fetcher, ImageFetcher};
+use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, Platform};
+use crate::registry::{Reference, Registry};
+use crate::timeline::{LayerRecorder, LayerState, PullRecorder};
+
+/// What pulls need, whatever the image.
+#[derive(Clone)]
+pub(super) struct Means {
+    pub(super) registry: Registry,
+    pub(super) fetcher: Fetcher,
+    pub(super) jobs: Jobs,
+    pub(super) store: Arc<dyn TreeStore>,
+}
+
+/// An image that is being pulled. Dropping it drops its interest in its layers.
+pub(super) struct ImagePull {
+    reference: Reference,
+    means: Means,
+    fetcher: ImageFetcher,
+    recorder: Arc<PullRecorder>,
+    started: watch::Receiver<Option<Result<Arc<Started>, PullError>>>,
+    starting: AbortHandle,
+}
+
+/// An image whose layers have been started.
+pub(super) struct Started {
+    pub(super) plan: ImagePlan,
+    /// One for each layer, lowest first.
+    layers: Vec<Layer>,
+}
+
+/// What is done about a layer.
+enum Layer {
+    /// It was there already.
+    There(HeldTree),
+    /// A job makes it.
+    Made(Interest),
+    /// Nothing: hoist cannot unpack it.
+    Unsupported,
+}
+
+impl Drop for ImagePull {
+    fn drop(&mut self) {
+        self.starting.abort();
+    }
+}
+
+impl ImagePull {
+    /// Begins: resolves the image and starts all of its layers, in a task of its own.
+    pub(super) fn begin(
+        means: Means,
+        reference: Reference,
+        start: Start,
+        platform: Platform,
+        recorder: Arc<PullRecorder>,
+    ) -> Self {
+        let fetcher = means.fetcher.image();
+        let (ready, started) = watch::channel(None);
+        let task = {
+            let (means, reference) = (means.clone(), reference.clone());
+            let (fetcher, recorder) = (fetcher.clone(), Arc::clone(&recorder));
+            async move {
+                let plan = resolve(&means.registry, &reference, &start, &platform).await;
+                let result = match plan {
+                    Ok(plan) => {
+                        recorder.resolved(plan.manifest);
+                        start_layers(&means, &reference, &fetcher, &recorder, plan).map(Arc::new)
+                    }
+                    Err(error) => Err(error),
+                };
+                // The pull may have been dropped meanwhile.
+                let _ = ready.send(Some(result));
+            }
+        };
+        let starting = tokio::spawn(task).abort_handle();
+        Self { reference, means, fetcher, recorder, started, starting }
+    }
+
+    pub(super) fn recorder(&self) -> &Arc<PullRecorder> {
+        &self.recorder
+    }
+
+    /// Waits for the plan.
+    pub(super) async fn started(&self) -> Result<Arc<Started>, PullError> {
+        let mut started = self.started.clone();
+        match started.wait_for(Option::is_some).await {
+            Ok(result) => result.clone().unwrap_or(Err(PullError::Cancelled)),
+            Err(_) => Err(PullError::Cancelled),
+        }
+    }
+
+    /// The topmost layer's ChainID, once it is known.
+    pub(super) fn top(&self) -> Option<ChainId> {
+        let started = self.started.borrow();
+        let top = started.as_ref()?.as_ref().ok()?.plan.layers.last()?;
+        Some(top.chain_id)
+    }
+
+    /// Waits for the tree of layer `index`, as it came out of its archive.
+    pub(super) async fn tree(
+        &self,
+        started: &Started,
+        index: usize,
+    ) -> Result<HeldTree, PullError> {
+        match &started.layers[index] {
+            Layer::There(tree) => Ok(tree.clone()),
+            Layer::Made(job) => job.outcome().await,
+            Layer::Unsupported => Err(unsupported(&started.plan.layers[index])),
+        }
+    }
+
+    /// Makes one more tree of a layer, for implied directories that are settled otherwise.
+    pub(super) async fn variant(
+        &self,
+        layer: &ImageLayer,
+        settled: Vec<u8>,
+    ) -> Result<HeldTree, PullError> {
+        let key = Key { diff_id: layer.diff_id, settled: Some(settled) };
+        let recorder = self.recorder.layer(layer.clone());
+        let compression = layer.compression().ok_or_else(|| unsupported(layer))?;
+        let order = Order {
+            key,
+            layer: layer.clone(),
+            compression,
+            blob: self.means.registry.blob(&self.reference, layer.blob, layer.size),
+            fetcher: self.fetcher.clone(),
+            recorder,
+        };
+        self.means.jobs.join(order).outcome().await
+    }
+}
+
+impl Started {
+    /// Where in the stack the layer is that a Prepare asks for.
+    pub(super) fn position(&self, layer: BlobDigest, chain_id: ChainId) -> Option<usize> {
+        self.plan.layers.iter().position(|l| l.chain_id == chain_id && l.blob == layer)
+    }
+}
+
+fn unsupported(layer: &ImageLayer) -> PullError {
+    PullError::Unsupported { layer: layer.blob, media_type: layer.media_type.clone() }
+}
+
+/// Starts the layers that are not there yet, largest first: what remains longest is begun first,
+/// and the small ones fill the gaps. (The DiffID's job may run already, for another image.)
+fn start_layers(
+    means: &Means,
+    reference: &Reference,
+    fetcher: &ImageFetcher,
+    recorder: &PullRecorder,
+    plan: ImagePlan,
+) -> Result<Started, PullError> {
+    let mut recorders = Vec::new();
+    let mut layers = Vec::new();
+    let mut orders = Vec::new();
+    for (index, layer) in plan.layers.iter().enumerate() {
+        let own = Arc::new(LayerRecorder::new(recorder.began(), layer.clone()));
+        recorders.push(Arc::clone(&own));
+        layers.push(Layer::Unsupported);
+        if let Some(tree) = HeldTree::find(&*means.store, layer.diff_id)? {
+            own.state(LayerState::Shared);
+            layers[index] = Layer::There(tree);
+        } else if let Some(compression) = layer.compression() {
+            let key = Key { diff_id: layer.diff_id, settled: None };
+            let blob = means.registry.blob(reference, layer.blob, layer.size);
+            let (layer, fetcher) = (layer.clone(), fetcher.clone());
+            orders.push((index, Order { key, layer, compression, blob, fetcher, recorder: own }));
+        } else {
+            own.state(LayerState::Failed(unsupported(layer).to_string()));
+        }
+    }
+    orders.sort_by_key(|(_, order)| std::cmp::Reverse(order.layer.size));
+    for (index, order) in orders {
+        let job = means.jobs.join(order);
+        recorders[index] = Arc::clone(job.recorder());
+        layers[index] = Layer::Made(job);
+    }
+    for layer in recorders {
+        recorder.attach(layer);
+    }
+    Ok(Started { plan, layers })
+}

@@ -1,0 +1,259 @@
+//! One job per layer, however many ask for it.
+//!
+//! A job is known by its [`Key`]. Whoever needs it holds an [`Interest`]; the job runs in a task of
+//! its own, so that a caller that goes away takes nothing with it, and is cancelled when the last
+//! interest is dropped before it has ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::PullError;
+use super::layer::{self, LAYER_BYTES, Work};
+use super::trees::{HeldTree, StagedTree, TreeStore};
+use crate::budget::Budget;
+use crate::fetch::ImageFetcher;
+use crate::image::{Compression, DiffId, ImageLayer};
+use crate::registry::Blob;
+use crate::timeline::{LayerRecorder, LayerState, Phase};
+use crate::unpack::{self, Summary};
+
+/// What a job makes: the tree of a DiffID, to be shared, or one more tree of it whose implied
+/// directories are settled as the given bytes say.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Key {
+    pub(super) diff_id: DiffId,
+    pub(super) settled: Option<Vec<u8>>,
+}
+
+/// How a job ended.
+pub(super) type Outcome = Result<HeldTree, PullError>;
+
+/// What a job needs to begin.
+pub(super) struct Order {
+    pub(super) key: Key,
+    pub(super) layer: ImageLayer,
+    pub(super) compression: Compression,
+    pub(super) blob: Blob,
+    pub(super) fetcher: ImageFetcher,
+    pub(super) recorder: Arc<LayerRecorder>,
+}
+
+/// The jobs that run now, and what they share.
+#[derive(Clone)]
+pub(super) struct Jobs(Arc<Shared>);
+
+struct Shared {
+    store: Arc<dyn TreeStore>,
+    budget: Budget,
+    slots: Arc<Semaphore>,
+    unpack: unpack::Options,
+    running: Mutex<HashMap<Key, Running>>,
+}
+
+struct Running {
+    interests: usize,
+    cancel: CancellationToken,
+    outcome: watch::Receiver<Option<Outcome>>,
+    recorder: Arc<LayerRecorder>,
+}
+
+/// Somebody needs a job's tree. When the last is dropped the job is cancelled.
+pub(super) struct Interest {
+    key: Key,
+    jobs: Arc<Shared>,
+    cancel: CancellationToken,
+    outcome: watch::Receiver<Option<Outcome>>,
+    recorder: Arc<LayerRecorder>,
+}
+
+impl Interest {
+    /// Waits for the job's end.
+    pub(super) async fn outcome(&self) -> Outcome {
+        let mut outcome = self.outcome.clone();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Err(PullError::Cancelled)),
+            Err(_) => {
+                let layer = self.recorder.layer().blob;
+                Err(PullError::Internal { layer, what: "its job" })
+            }
+        }
+    }
+
+    /// What is recorded of the job.
+    pub(super) fn recorder(&self) -> &Arc<LayerRecorder> {
+        &self.recorder
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        let mut running = self.jobs.running();
+        // A later job of the same key has another token.
+        let Some(job) =
+            running.get_mut(&self.key).filter(|job| job.outcome.same_channel(&self.outcome))
+        else {
+            return;
+        };
+        job.interests -= 1;
+        if job.interests == 0 {
+            self.cancel.cancel();
+            running.remove(&self.key);
+        }
+    }
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Jobs {
+    /// No jobs yet. `layers_at_once` is lowered where so many layers would take more than half of
+    /// the budget: the other half is for what is being fetched, without which no layer goes on.
+    pub(super) fn new(
+        store: Arc<dyn TreeStore>,
+        budget: Budget,
+        layers_at_once: usize,
+        unpack: unpack::Options,
+    ) -> Self {
+        let affordable = usize::try_from(budget.total() / 2 / LAYER_BYTES).unwrap_or(usize::MAX);
+        let slots = Arc::new(Semaphore::new(layers_at_once.min(affordable).max(1)));
+        Self(Arc::new(Shared { store, budget, slots, unpack, running: Mutex::default() }))
+    }
+
+    /// Joins the job of `order.key`, or begins it.
+    pub(super) fn join(&self, order: Order) -> Interest {
+        let mut running = self.0.running();
+        if let Some(job) = running.get_mut(&order.key) {
+            job.interests += 1;
+            return Interest {
+                key: order.key,
+                jobs: Arc::clone(&self.0),
+                cancel: job.cancel.clone(),
+                outcome: job.outcome.clone(),
+                recorder: Arc::clone(&job.recorder),
+            };
+        }
+        let (ended, outcome) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let recorder = Arc::clone(&order.recorder);
+        let key = order.key.clone();
+        running.insert(
+            key.clone(),
+            Running {
+                interests: 1,
+                cancel: cancel.clone(),
+                outcome: outcome.clone(),
+                recorder: Arc::clone(&recorder),
+            },
+        );
+        drop(running);
+        tokio::spawn(Arc::clone(&self.0).run(order, cancel.clone(), ended));
+        Interest { key, jobs: Arc::clone(&self.0), cancel, outcome, recorder }
+    }
+}
+
+impl Shared {
+    async fn run(
+        self: Arc<Self>,
+        order: Order,
+        cancel: CancellationToken,
+        ended: watch::Sender<Option<Outcome>>,
+    ) {
+        let key = order.key.clone();
+        let recorder = Arc::clone(&order.recorder);
+        let outcome = self.make(order, &cancel).await;
+        recorder.state(match &outcome {
+            Ok(_) => LayerState::Done,
+            Err(PullError::Cancelled) => LayerState::Cancelled,
+            Err(error) => LayerState::Failed(error.to_string()),
+        });
+        {
+            let mut running = self.running();
+            if running.get(&key).is_some_and(|job| Arc::ptr_eq(&job.recorder, &recorder)) {
+                running.remove(&key);
+            }
+        }
+        // Nobody may be left to hear it.
+        let _ = ended.send(Some(outcome));
+    }
+
+    async fn make(self: &Arc<Self>, order: Order, cancel: &CancellationToken) -> Outcome {
+        let from = Instant::now();
+        let admitted = async {
+            let slot = Arc::clone(&self.slots).acquire_owned().await;
+            let bytes = self.budget.reserve(LAYER_BYTES).await;
+            (slot.expect("the semaphore is never closed"), bytes)
+        };
+        // Held until the tree is published.
+        let _paid = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(PullError::Cancelled),
+            paid = admitted => paid,
+        };
+        order.recorder.spent(Phase::Wait, from, Instant::now());
+        order.recorder.state(LayerState::Running);
+        let diff_id = order.key.diff_id;
+        let store = Arc::clone(&self.store);
+        let staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
+        let recorder = Arc::clone(&order.recorder);
+        match self.unpack(order, &staged, cancel).await {
+            Ok(summary) => {
+                let _busy = recorder.time(Phase::Commit);
+                let store = Arc::clone(&self.store);
+                let publish = move || {
+                    let tree =
+                        store.publish(staged, summary.bytes, summary.inodes, summary.implied)?;
+                    HeldTree::pin(&*store, tree)
+                };
+                Ok(blocking(recorder.layer(), publish).await??)
+            }
+            Err(error) => {
+                let store = Arc::clone(&self.store);
+                blocking(recorder.layer(), move || store.discard(staged)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn unpack(
+        &self,
+        order: Order,
+        staged: &StagedTree,
+        cancel: &CancellationToken,
+    ) -> Result<Summary, PullError> {
+        let Order { layer, compression, blob, fetcher, recorder, .. } = order;
+        let handle = tokio::runtime::Handle::current();
+        let reader = fetcher.start(&handle, blob, layer.size, Arc::clone(&recorder));
+        let stop = reader.canceller();
+        let named = layer.clone();
+        let dest = staged.path.clone();
+        let work = Work { layer, compression, reader, dest, unpack: self.unpack.clone(), recorder };
+        let mut running = std::pin::pin!(blocking(&named, move || layer::run(work)));
+        tokio::select! {
+            ended = &mut running => ended?,
+            () = cancel.cancelled() => {
+                stop.cancel();
+                // Its threads still write into the staged tree; it can be discarded when they have ended.
+                let _ = running.await;
+                Err(PullError::Cancelled)
+            }
+        }
+    }
+}
+
+/// Runs `work` on a thread for blocking work.
+pub(super) async fn blocking<T: Send + 'static>(
+    layer: &ImageLayer,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, PullError> {
+    let layer = layer.blob;
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| PullError::Internal { layer, what: "a blocking task" })
+}

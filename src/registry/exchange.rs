@@ -1,0 +1,262 @@
+//! One question to one host: authorization, redirects, and what the status means.
+//!
+//! Redirects are followed here and not by the HTTP client, because what convinced the registry is
+//! nobody else's business: another origin gets neither `Authorization` nor the configured headers.
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
+};
+use reqwest::{Response, StatusCode, Url};
+
+use super::auth::Scope;
+use super::clients::is_loopback;
+use super::endpoint::{Endpoint, authority, is_plain};
+use super::{RegistryError, Shared, retry};
+
+/// Redirects in a row that are followed.
+const REDIRECTS_MOST: usize = 5;
+
+/// How much of an error's body is shown.
+const DETAIL_BYTES_MOST: usize = 300;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    /// The repository.
+    pub(super) repository: String,
+    /// The rest of the path: `blobs/...` or `manifests/...`.
+    pub(super) path: String,
+    /// In words, for errors.
+    pub(super) what: String,
+    /// The media types that are understood.
+    pub(super) accept: Option<&'static str>,
+    /// A part of a blob; `None` asks for the whole.
+    pub(super) range: Option<Range<u64>>,
+    /// What the blob's ETag has to be still.
+    pub(super) if_range: Option<String>,
+}
+
+/// An answer that may be read: status 200 or 206.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    /// Where it came from in the end.
+    pub(super) url: Url,
+}
+
+/// Asks `endpoint`, at the address that the specification gives it.
+///
+/// # Errors
+/// By the status; where no answer comes in time; where authorization or a redirect fails.
+pub(super) async fn ask(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    question: &Question,
+) -> Result<Answer, RegistryError> {
+    let scope = Scope {
+        host: &endpoint.config,
+        name: &endpoint.name,
+        repository: &question.repository,
+        what: &question.what,
+    };
+    let url = address(endpoint, question)?;
+    // A 403 may mean an expired token; then comes a 401 with a challenge, then the answer.
+    let (mut answered, mut forgotten) = (false, false);
+    loop {
+        let (authorization, generation) = shared.authorizer.current(&shared.clients, scope).await?;
+        let (response, origin) = {
+            let mut hop = Hop { shared, endpoint, question, authorization: authorization.as_ref() };
+            hop.follow(url.clone()).await?
+        };
+        let own = same_origin(&origin, &endpoint.config.base);
+        match response.status() {
+            StatusCode::UNAUTHORIZED if own && !answered => {
+                answered = true;
+                let headers = response.headers();
+                shared.authorizer.answer(&shared.clients, scope, generation, headers).await?;
+            }
+            StatusCode::FORBIDDEN if own && authorization.is_some() && !forgotten => {
+                forgotten = true;
+                shared.authorizer.forget(scope, generation).await;
+            }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if own => {
+                return Err(shared.authorizer.refusal(scope, status).await);
+            }
+            _ => return judge(response, origin, endpoint, question).await,
+        }
+    }
+}
+
+/// Asks at the address that an earlier redirect led to.
+///
+/// # Errors
+/// As [`ask`]; any refusal means that the address is no longer good.
+pub(super) async fn ask_at(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    question: &Question,
+    url: Url,
+) -> Result<Answer, RegistryError> {
+    let mut hop = Hop { shared, endpoint, question, authorization: None };
+    let (response, origin) = hop.follow(url).await?;
+    judge(response, origin, endpoint, question).await
+}
+
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme()
+        && a.host_str() == b.host_str()
+        && a.port_or_known_default() == b.port_or_known_default()
+}
+
+fn address(endpoint: &Endpoint, question: &Question) -> Result<Url, RegistryError> {
+    let mut url = endpoint.config.base.clone();
+    let root = url.path().trim_end_matches('/');
+    let path = format!("{root}/{}/{}", question.repository, question.path);
+    url.set_path(&path);
+    if let Some(registry) = &endpoint.stands_for {
+        // How containerd tells a mirror of several registries which one is meant.
+        url.query_pairs_mut().append_pair("ns", registry);
+    }
+    // A repository of dots would leave the API's root.
+    if url.path() == path {
+        Ok(url)
+    } else {
+        Err(RegistryError::Reference {
+            reference: question.repository.clone(),
+            problem: "it is not the name of a repository".to_owned(),
+        })
+    }
+}
+
+struct Hop<'a> {
+    shared: &'a Shared,
+    endpoint: &'a Endpoint,
+    question: &'a Question,
+    authorization: Option<&'a super::auth::Authorization>,
+}
+
+impl Hop<'_> {
+    /// Asks at `url` and wherever it redirects to; returns where the answer came from.
+    async fn follow(&mut self, mut url: Url) -> Result<(Response, Url), RegistryError> {
+        for _ in 0..=REDIRECTS_MOST {
+            let response = self.send(&url).await?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok((response, url));
+            }
+            let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let shown = target.map(|t| t.split('?').next().unwrap_or_default().to_owned());
+            let target = target.and_then(|target| url.join(target).ok());
+            let refuse = |problem: &str| RegistryError::Redirect {
+                host: authority(&url),
+                what: self.question.what.clone(),
+                target: shown.clone().unwrap_or_else(|| "nowhere".to_owned()),
+                problem: problem.to_owned(),
+            };
+            let Some(target) = target else { return Err(refuse("it is not an address")) };
+            let open = url.scheme() == "http"
+                || is_loopback(&target)
+                || is_plain(&self.shared.settings, &target);
+            match target.scheme() {
+                "https" => {}
+                "http" if open => {}
+                _ => return Err(refuse("it leads from HTTPS to something else")),
+            }
+            url = target;
+        }
+        Err(RegistryError::Redirect {
+            host: self.endpoint.name.clone(),
+            what: self.question.what.clone(),
+            target: authority(&url),
+            problem: format!("more than {REDIRECTS_MOST} redirects in a row"),
+        })
+    }
+
+    async fn send(&self, url: &Url) -> Result<Response, RegistryError> {
+        let own = same_origin(url, &self.endpoint.config.base);
+        let client = self.shared.clients.client(url, Some(&self.endpoint.config))?;
+        // The digest is that of the bytes as they lie in the registry.
+        let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
+        if own {
+            request = request.headers(self.endpoint.config.header.clone());
+            if let Some(authorization) = self.authorization
+                && !self.endpoint.config.header.contains_key(AUTHORIZATION)
+            {
+                request = authorization.apply(request);
+            }
+        }
+        if let Some(accept) = self.question.accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if let Some(range) = &self.question.range {
+            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            if let Some(etag) = &self.question.if_range {
+                request = request.header(IF_RANGE, etag);
+            }
+        }
+        let what = || (authority(url), self.question.what.clone());
+        let stall = self.shared.settings.stall_timeout;
+        match tokio::time::timeout(stall + self.shared.settings.connect_timeout, request.send())
+            .await
+        {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(source)) => {
+                let (host, what) = what();
+                Err(RegistryError::Send { host, what, source: source.without_url() })
+            }
+            Err(_) => {
+                let (host, what) = what();
+                Err(RegistryError::Stalled { host, what, after: stall })
+            }
+        }
+    }
+}
+
+/// Turns every status but 200 and 206 into an error.
+async fn judge(
+    mut response: Response,
+    url: Url,
+    endpoint: &Endpoint,
+    question: &Question,
+) -> Result<Answer, RegistryError> {
+    let status = response.status();
+    if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
+        return Ok(Answer { response, url });
+    }
+    let own = same_origin(&url, &endpoint.config.base);
+    let host = authority(&url);
+    let what = question.what.clone();
+    if status == StatusCode::NOT_FOUND && own {
+        return Err(RegistryError::NotFound { host, what });
+    }
+    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after = after.and_then(|v| retry::parse_retry_after(v, SystemTime::now()));
+    if status == StatusCode::RANGE_NOT_SATISFIABLE {
+        return Err(RegistryError::Range {
+            host,
+            what,
+            asked: question.range.as_ref().map(shown).unwrap_or_default(),
+            answered: content_range(&response),
+        });
+    }
+    // A word from the host is worth a short wait, not more.
+    let wait = std::time::Duration::from_secs(1);
+    let first = tokio::time::timeout(wait, response.chunk()).await;
+    let first = first.ok().and_then(Result::ok).flatten().unwrap_or_default();
+    let text = String::from_utf8_lossy(&first[..first.len().min(DETAIL_BYTES_MOST)]).into_owned();
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let detail = if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) };
+    Err(RegistryError::Status { host, what, status: status.as_u16(), detail, retry_after })
+}
+
+/// A range as it stands in a request.
+pub(super) fn shown(range: &Range<u64>) -> String {
+    format!("{}-{}", range.start, range.end.saturating_sub(1))
+}
+
+/// The answer's Content-Range, for an error.
+pub(super) fn content_range(response: &Response) -> String {
+    let field = response.headers().get(reqwest::header::CONTENT_RANGE);
+    field.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default()
+}

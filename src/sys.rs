@@ -1,0 +1,3 @@
+//! System calls, the only `unsafe`, on top of `nix`.
+
+pub mod xattrs;

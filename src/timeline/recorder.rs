@@ -1,0 +1,286 @@
+//! The counters that a running pull writes.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::Phase;
+use super::report::{LayerReport, LayerState, PhaseReport, PullReport, PullState};
+use crate::image::ImageLayer;
+
+/// One phase's counters, in nanoseconds since the pull began. `first` is 0 while it has not begun,
+/// else one more than the time.
+#[derive(Default, Debug)]
+struct PhaseClock {
+    first: AtomicU64,
+    last: AtomicU64,
+    busy: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// What is recorded of one layer. Cheap to share; every method takes `&self`.
+#[derive(Debug)]
+pub struct LayerRecorder {
+    began: Instant,
+    layer: ImageLayer,
+    phases: [PhaseClock; Phase::ALL.len()],
+    retries: AtomicU64,
+    entries: AtomicU64,
+    state: Mutex<LayerState>,
+    host: Mutex<Option<String>>,
+}
+
+/// Time spent busy in a phase, from its making to its drop.
+#[must_use = "a Timing measures until it is dropped"]
+#[derive(Debug)]
+pub struct Timing<'a> {
+    recorder: &'a LayerRecorder,
+    phase: Phase,
+    began: Instant,
+}
+
+impl Drop for Timing<'_> {
+    fn drop(&mut self) {
+        self.recorder.spent(self.phase, self.began, Instant::now());
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl LayerRecorder {
+    /// A recorder whose clock starts at `began`.
+    pub fn new(began: Instant, layer: ImageLayer) -> Self {
+        Self {
+            began,
+            layer,
+            phases: Default::default(),
+            retries: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+            state: Mutex::new(LayerState::Waiting),
+            host: Mutex::new(None),
+        }
+    }
+
+    /// A recorder that nobody looks at, for tests and tools.
+    pub fn detached() -> Self {
+        let zero = crate::image::Sha256::from_bytes([0; 32]);
+        let layer = ImageLayer {
+            blob: crate::image::BlobDigest(zero),
+            size: 0,
+            media_type: String::new(),
+            diff_id: crate::image::DiffId(zero),
+            chain_id: crate::image::ChainId(zero),
+        };
+        Self::new(Instant::now(), layer)
+    }
+
+    /// The layer that is recorded.
+    pub fn layer(&self) -> &ImageLayer {
+        &self.layer
+    }
+
+    /// Counts the time until the returned value is dropped as busy in `phase`.
+    pub fn time(&self, phase: Phase) -> Timing<'_> {
+        Timing { recorder: self, phase, began: Instant::now() }
+    }
+
+    /// Counts the time from `from` to `to` as busy in `phase`.
+    pub fn spent(&self, phase: Phase, from: Instant, to: Instant) {
+        let clock = &self.phases[phase as usize];
+        let begin = nanos(from.saturating_duration_since(self.began));
+        let end = nanos(to.saturating_duration_since(self.began));
+        if clock.first.load(Relaxed) == 0 {
+            // Two threads may come here at once; either's begin is right to a few microseconds.
+            clock.first.store(begin + 1, Relaxed);
+        }
+        clock.last.fetch_max(end, Relaxed);
+        clock.busy.fetch_add(end.saturating_sub(begin), Relaxed);
+    }
+
+    /// Counts bytes that went through `phase`.
+    pub fn bytes(&self, phase: Phase, bytes: u64) {
+        self.phases[phase as usize].bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts a request that had to be made again.
+    pub fn retried(&self) {
+        self.retries.fetch_add(1, Relaxed);
+    }
+
+    /// Counts archive entries written.
+    pub fn entries(&self, count: u64) {
+        self.entries.fetch_add(count, Relaxed);
+    }
+
+    /// Notes the host that serves the layer.
+    pub fn host(&self, host: &str) {
+        let mut slot = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_deref() != Some(host) {
+            *slot = Some(host.to_owned());
+        }
+    }
+
+    /// Moves the layer to another state.
+    pub fn state(&self, state: LayerState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// The figures so far.
+    pub fn report(&self) -> LayerReport {
+        let phases = Phase::ALL.iter().filter_map(|&phase| {
+            let clock = &self.phases[phase as usize];
+            let first = clock.first.load(Relaxed).checked_sub(1)?;
+            Some(PhaseReport {
+                phase,
+                begin_seconds: seconds(first),
+                end_seconds: seconds(clock.last.load(Relaxed)),
+                busy_seconds: seconds(clock.busy.load(Relaxed)),
+                bytes: clock.bytes.load(Relaxed),
+            })
+        });
+        LayerReport {
+            digest: self.layer.blob,
+            diff_id: self.layer.diff_id,
+            media_type: self.layer.media_type.clone(),
+            size: self.layer.size,
+            state: self.state.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            host: self.host.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            retries: self.retries.load(Relaxed),
+            entries: self.entries.load(Relaxed),
+            phases: phases.collect(),
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "nanoseconds of a pull fit in 53 bits")]
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// What is recorded of one pull.
+#[derive(Debug)]
+pub struct PullRecorder {
+    id: u64,
+    image: String,
+    began: Instant,
+    began_at: SystemTime,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    manifest: Option<crate::image::BlobDigest>,
+    resolved: Option<Duration>,
+    layers: Vec<Arc<LayerRecorder>>,
+    ended: Option<(Duration, PullState)>,
+}
+
+impl PullRecorder {
+    /// A pull of `image` that begins now.
+    pub fn new(id: u64, image: &str) -> Self {
+        Self {
+            id,
+            image: image.to_owned(),
+            began: Instant::now(),
+            began_at: SystemTime::now(),
+            inner: Mutex::new(Inner {
+                manifest: None,
+                resolved: None,
+                layers: Vec::new(),
+                ended: None,
+            }),
+        }
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pull's number, unique in the life of a daemon.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// When it began.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Notes that manifest and configuration are known.
+    pub fn resolved(&self, manifest: crate::image::BlobDigest) {
+        let mut inner = self.inner();
+        inner.manifest = Some(manifest);
+        inner.resolved = Some(self.began.elapsed());
+    }
+
+    /// Adds a recorder for `layer`.
+    pub fn layer(&self, layer: ImageLayer) -> Arc<LayerRecorder> {
+        let recorder = Arc::new(LayerRecorder::new(self.began, layer));
+        self.attach(Arc::clone(&recorder));
+        recorder
+    }
+
+    /// Adds the recorder of a job that another pull began, for a layer that both need.
+    pub fn attach(&self, layer: Arc<LayerRecorder>) {
+        self.inner().layers.push(layer);
+    }
+
+    /// Notes how it ended. The first word counts; whether this was it is returned.
+    pub fn ended(&self, state: PullState) -> bool {
+        let elapsed = self.began.elapsed();
+        let mut inner = self.inner();
+        let first = inner.ended.is_none();
+        inner.ended.get_or_insert((elapsed, state));
+        first
+    }
+
+    /// The figures so far.
+    pub fn report(&self) -> PullReport {
+        let inner = self.inner();
+        let (elapsed, state) =
+            inner.ended.clone().unwrap_or_else(|| (self.began.elapsed(), PullState::Running));
+        let began = self.began_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        PullReport {
+            id: self.id,
+            image: self.image.clone(),
+            manifest: inner.manifest,
+            began_unix_seconds: began.as_secs_f64(),
+            seconds: elapsed.as_secs_f64(),
+            resolve_seconds: inner.resolved.map(|d| d.as_secs_f64()),
+            state,
+            layers: inner.layers.iter().map(|layer| layer.report()).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_has_a_span_and_a_busy_time() {
+        let recorder = LayerRecorder::detached();
+        let t0 = recorder.began;
+        let ms = Duration::from_millis;
+        recorder.spent(Phase::Hash, t0 + ms(10), t0 + ms(20));
+        recorder.spent(Phase::Hash, t0 + ms(50), t0 + ms(60));
+        recorder.bytes(Phase::Hash, 7);
+        let report = recorder.report();
+        let [hash] = report.phases.as_slice() else { panic!("one phase: {report:?}") };
+        assert!((hash.begin_seconds - 0.010).abs() < 1e-6);
+        assert!((hash.end_seconds - 0.060).abs() < 1e-6);
+        assert!((hash.busy_seconds - 0.020).abs() < 1e-6);
+        assert_eq!(hash.bytes, 7);
+    }
+
+    #[test]
+    fn the_first_end_counts() {
+        let pull = PullRecorder::new(1, "registry/a:b");
+        assert_eq!(pull.report().state, PullState::Running);
+        assert!(pull.ended(PullState::Done));
+        assert!(!pull.ended(PullState::Cancelled));
+        assert_eq!(pull.report().state, PullState::Done);
+    }
+}

@@ -1,0 +1,161 @@
+//! Entries onto disk.
+//!
+//! [`unpack`] turns one layer's archive into a tree in overlay form while the archive arrives. The
+//! calling thread reads entries, makes the directories and decides on order; writer threads make
+//! everything else:
+//!
+//! - Small files, links and devices go to the writers in batches: a create costs about 30 µs, most
+//!   of it in the kernel, and two writers are nearly twice as fast as one.
+//! - A large file is opened once; each piece of its data goes to whichever writer is free, and who
+//!   writes the last piece sets the metadata.
+//! - Nothing is sent to the writers that could depend on what they still do. Parents are made
+//!   before their children are sent; hard links wait until all before them is written; a path that
+//!   comes a second time is a *barrier*: all writers finish, then the later entry replaces the
+//!   earlier one.
+//! - Directories get their times last, as everything made in them changes these.
+//!
+//! Where a name leads is never left to the kernel alone: every operation is on one name in a
+//! directory handle that was opened below the layer's root, without following a link. A symbolic
+//! link of the same layer in a parent's place is followed as text, inside the root, as containerd
+//! does.
+//!
+//! What odd archives become is told, with a test each, in `docs/semantics.md`. Directories that an
+//! archive implies without naming them are reported, and [`settle`] gives them the lower layers'
+//! metadata.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::archive::{ArchiveError, PathError};
+
+mod coordinator;
+mod directories;
+mod files;
+mod merge;
+mod queue;
+mod settle;
+
+pub use coordinator::unpack;
+pub use merge::merge;
+pub use settle::{Settled, implied_metadata, settle};
+
+/// How whiteouts are left on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Whiteouts {
+    /// A device 0:0 for a hidden name, `trusted.overlay.opaque` on an opaque directory.
+    #[default]
+    Overlay,
+    /// The same with `user.overlay.opaque`, for mounts with `userxattr`; the archive's own
+    /// `user.overlay.*` attributes are dropped.
+    OverlayUser,
+    /// Not at all, for a tree that will have nothing below it.
+    Drop,
+}
+
+/// What bounds an unpacking.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Writer threads; at least 1. As many as there are processors is best.
+    pub writers: usize,
+    /// The most bytes that the archive may have, uncompressed: a bound on compression bombs.
+    pub max_bytes: u64,
+    /// The most entries that the archive may have.
+    pub max_entries: u64,
+    /// Directory handles kept open for reuse.
+    pub directory_handles: usize,
+    /// How whiteouts are left on disk.
+    pub whiteouts: Whiteouts,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            writers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            max_bytes: 1 << 40,
+            max_entries: 20_000_000,
+            // Archives are in the order of their directories, so that few are in use at once.
+            directory_handles: 128,
+            whiteouts: Whiteouts::Overlay,
+        }
+    }
+}
+
+/// What an unpacking made.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    /// Bytes on disk, as containerd counts them: blocks, not lengths; the root included.
+    pub bytes: u64,
+    /// Inodes, the root included.
+    pub inodes: u64,
+    /// Entries of the archive.
+    pub entries: u64,
+    /// Whiteouts and opaque marks that were made.
+    pub whiteouts: u64,
+    /// Directories that the archive implies and never names: relative, parents first.
+    pub implied: Vec<PathBuf>,
+}
+
+/// Why a layer cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The archive cannot be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// An entry's name leads nowhere.
+    #[error("entry {name:?} at byte {offset} of the archive: {source}")]
+    Name {
+        /// The entry.
+        name: String,
+        /// Where its header begins.
+        offset: u64,
+        /// What is wrong with the name.
+        source: PathError,
+    },
+    /// An entry cannot be made.
+    #[error("entry {name:?} at byte {offset} of the archive: {what}: {source}")]
+    Entry {
+        /// The entry.
+        name: String,
+        /// Where its header begins.
+        offset: u64,
+        /// What was being done.
+        what: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The archive is larger than allowed.
+    #[error("the layer has more than {limit} {what}; raise the limit if that is meant to be")]
+    TooLarge {
+        /// The limit.
+        limit: u64,
+        /// What there are too many of.
+        what: &'static str,
+    },
+    /// The layer's tree itself cannot be worked on.
+    #[error("{what} {}: {source}", path.display())]
+    Tree {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A writer thread ended by a panic; a defect of hoist.
+    #[error("a writer thread ended by a panic; please report it")]
+    Panicked,
+}
+
+impl UnpackError {
+    /// Whether the archive itself is to blame, and would be whoever unpacked it.
+    pub fn is_bad_archive(&self) -> bool {
+        match self {
+            Self::Archive(ArchiveError::Source(_)) => false,
+            Self::Archive(_) | Self::Name { .. } | Self::TooLarge { .. } => true,
+            Self::Entry { .. } | Self::Tree { .. } | Self::Panicked => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

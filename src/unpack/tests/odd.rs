@@ -1,0 +1,426 @@
+//! Odd archives: the rows of `docs/semantics.md`.
+
+use super::*;
+
+#[test]
+fn the_root_keeps_its_metadata() {
+    let tree = unpacked(
+        Archive::default().dir("./", 0o700).dir("..", 0o711).file("/", b"").file("a", b""),
+    );
+    assert_eq!(tree.mode("") & 0o777, 0o755);
+    assert_eq!(tree.stat("").uid(), 0);
+    assert!(tree.exists("a"));
+}
+
+#[test]
+fn times_outside_of_1970_to_2262_are_1970() {
+    let tree = unpacked(
+        Archive::default()
+            .pax(&[("mtime", b"-5.5")])
+            .file("before", b"")
+            .pax(&[("mtime", b"9300000000")])
+            .file("after", b"")
+            .pax(&[("mtime", b"1500000000.123456789")])
+            .file("between", b""),
+    );
+    let time = |name| (tree.stat(name).mtime(), tree.stat(name).mtime_nsec());
+    assert_eq!(time("before"), (0, 0));
+    assert_eq!(time("after"), (0, 0));
+    assert_eq!(time("between"), (1_500_000_000, 123_456_789));
+}
+
+#[test]
+fn xattrs_are_set_and_trusted_ones_dropped() {
+    let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\n\0\0\0\0\0\0\0";
+    let tree = unpacked(
+        Archive::default()
+            .pax(&[
+                ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+                ("SCHILY.xattr.user.empty", b""),
+                ("SCHILY.xattr.user.lines", b"a\nb=\0c"),
+                ("SCHILY.xattr.security.capability", capability),
+                ("LIBARCHIVE.xattr.user.other", b"eA=="),
+                ("uid", b"70001"),
+            ])
+            .file("f", b"x")
+            .pax(&[("SCHILY.xattr.trusted.overlay.opaque", b"y"), ("SCHILY.xattr.user.d", b"1")])
+            .dir("d/", 0o755)
+            .pax(&[("SCHILY.xattr.user.on.a.link", b"1")])
+            .symlink("l", "f"),
+    );
+    assert_eq!(tree.xattr("f", c"user.empty"), Some(Vec::new()));
+    assert_eq!(tree.xattr("f", c"user.lines").unwrap(), b"a\nb=\0c");
+    assert_eq!(tree.xattr("f", c"security.capability").unwrap(), capability);
+    assert_eq!(tree.xattr("f", c"trusted.overlay.opaque"), None);
+    assert_eq!(tree.xattr("f", c"user.other"), None);
+    assert_eq!(tree.stat("f").uid(), 70_001);
+    assert_eq!(tree.xattr("d", c"user.d").unwrap(), b"1");
+    assert!(!tree.is_opaque("d"));
+    assert!(tree.stat("l").is_symlink());
+}
+
+#[test]
+fn a_global_header_is_ignored() {
+    let mut header = Archive::header(EntryType::XGlobalHeader, "pax_global_header", 0o666);
+    let record = b"52 comment=0123456789012345678901234567890123456789\n";
+    header.set_size(record.len() as u64);
+    let tree = unpacked(Archive::default().add(header, record).file("a", b"1"));
+    assert_eq!(fs::read_dir(tree.dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn one_zero_block_or_none_ends_an_archive() {
+    let options = Options::default();
+    let archive = Archive::default().file("a", b"1").0;
+    for zeros in [0, 512, 1024, 10_240] {
+        let tree = try_with(&[&archive[..], &vec![0; zeros]].concat(), &options).unwrap();
+        assert_eq!(tree.text("a"), "1");
+    }
+    let behind = [&archive[..], &[0; 512], &archive].concat();
+    let error = try_with(&behind, &options).err().unwrap().to_string();
+    assert!(error.contains("zeros"), "{error}");
+    let after_the_end = [&archive[..], &[0; 1024], b"anything"].concat();
+    assert!(try_with(&after_the_end, &options).unwrap().exists("a"));
+    assert_eq!(try_with(b"", &options).unwrap().summary.entries, 0);
+}
+
+#[test]
+fn a_hard_link_s_header_sets_the_inode() {
+    let mut header = Archive::header(EntryType::Link, "b", 0o600);
+    header.as_old_mut().linkname[0] = b'a';
+    header.set_uid(7);
+    header.set_mtime(2_000_000);
+    // Such an entry has no data, whatever its size says.
+    header.set_size(999);
+    let tree = unpacked(Archive::default().file("a", b"1").add(header, b"").file("c", b"2"));
+    assert_eq!(tree.stat("a").ino(), tree.stat("b").ino());
+    assert_eq!(
+        (tree.mode("a"), tree.stat("a").uid(), tree.stat("a").mtime()),
+        (0o600, 7, 2_000_000)
+    );
+    assert_eq!(tree.text("c"), "2");
+}
+
+#[test]
+fn linking_keeps_capabilities() {
+    let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let tree = unpacked(
+        Archive::default()
+            .pax(&[("SCHILY.xattr.security.capability", capability)])
+            .file("ping", b"x")
+            .hard_link("ping6", "ping"),
+    );
+    assert_eq!(tree.xattr("ping6", c"security.capability").unwrap(), capability);
+}
+
+#[test]
+fn a_hard_link_to_nothing_is_refused() {
+    let error = refused(Archive::default().hard_link("b", "only/below"));
+    assert!(error.starts_with("entry \"b\" at byte 0 of the archive: linking it"), "{error}");
+    let error = refused(Archive::default().dir("d", 0o755).hard_link("e", "d"));
+    assert!(error.contains("entry \"e\""), "{error}");
+}
+
+#[test]
+fn a_hard_link_to_a_symbolic_link_is_one() {
+    let tree = unpacked(Archive::default().symlink("a", "nowhere").hard_link("b", "a"));
+    assert_eq!(tree.stat("a").ino(), tree.stat("b").ino());
+    assert!(tree.stat("b").is_symlink());
+}
+
+#[test]
+fn a_directory_named_again_gets_the_later_metadata() {
+    let mut later = Archive::header(EntryType::Directory, "d/", 0o2750);
+    later.set_uid(5);
+    later.set_mtime(3_000_000);
+    let tree = unpacked(
+        Archive::default()
+            .pax(&[("SCHILY.xattr.user.a", b"1"), ("SCHILY.xattr.user.b", b"1")])
+            .dir("d/", 0o1777)
+            .file("d/x", b"kept")
+            .pax(&[("SCHILY.xattr.user.a", b"2")])
+            .add(later, b"")
+            .file("d/y", b""),
+    );
+    assert_eq!(
+        (tree.mode("d"), tree.stat("d").uid(), tree.stat("d").mtime()),
+        (0o2750, 5, 3_000_000)
+    );
+    assert_eq!(tree.xattr("d", c"user.a").unwrap(), b"2");
+    assert_eq!(tree.xattr("d", c"user.b").unwrap(), b"1");
+    assert_eq!(tree.text("d/x"), "kept");
+    assert_eq!(tree.stat("d/y").gid(), 0, "setgid is set after what is inside");
+}
+
+#[test]
+fn the_later_entry_of_a_path_wins() {
+    let tree = unpacked(
+        Archive::default()
+            .file("a", b"first")
+            .hard_link("a2", "a")
+            .file("a", b"second")
+            .dir("b", 0o755)
+            .file("b/inside", b"")
+            .file("b", b"now a file")
+            .file("c", b"")
+            .dir("c", 0o711)
+            .file("c/inside", b"1")
+            .symlink("d", "a")
+            .file("d", b"no link"),
+    );
+    assert_eq!((tree.text("a"), tree.text("a2")), ("second".into(), "first".into()));
+    assert_eq!(tree.text("b"), "now a file");
+    assert_eq!((tree.mode("c"), tree.text("c/inside")), (0o711, "1".into()));
+    assert_eq!(tree.text("d"), "no link");
+    let counted = crate::unpack::merge::usage(tree.dir.path()).unwrap();
+    assert_eq!((tree.summary.bytes, tree.summary.inodes), counted);
+}
+
+#[test]
+fn whiteouts_are_devices_and_marks() {
+    let mut owned = Archive::header(EntryType::Regular, "d/.wh.gone", 0o644);
+    owned.set_uid(9);
+    let tree = unpacked(
+        Archive::default()
+            .dir("d", 0o755)
+            .add(owned, b"")
+            .file("d/.wh..wh..opq", b"")
+            .file("e/.wh..wh.other", b"")
+            .file(".wh.top", b"data of a whiteout are nothing"),
+    );
+    assert!(tree.is_whiteout("d/gone") && tree.is_whiteout("top"));
+    assert_eq!(tree.stat("d/gone").uid(), 9);
+    assert!(tree.is_opaque("d") && !tree.is_opaque("e"));
+    assert!(tree.is_whiteout("e/.wh.other"));
+    assert_eq!(tree.summary.whiteouts, 4);
+    assert_eq!(tree.summary.implied, [PathBuf::from("e")]);
+}
+
+#[test]
+fn a_whiteout_without_a_name_is_refused() {
+    for name in ["d/.wh.", "d/.wh..", "d/.wh..."] {
+        let error = refused(Archive::default().file(name, b""));
+        assert!(error.contains(name) && error.contains("whiteout"), "{error}");
+    }
+}
+
+#[test]
+fn whiteouts_hide_only_what_is_below() {
+    let tree = unpacked(
+        Archive::default()
+            .file("before", b"kept")
+            .file(".wh.before", b"")
+            .file(".wh.after", b"")
+            .file("after", b"kept")
+            .file(".wh.dir", b"")
+            .dir("dir", 0o755)
+            .file("dir/x", b"")
+            .dir("late", 0o755)
+            .file(".wh.late", b"")
+            .file(".wh.implied", b"")
+            .file("implied/x", b"")
+            .file(".wh.twice", b"")
+            .file(".wh.twice", b""),
+    );
+    assert_eq!((tree.text("before"), tree.text("after")), ("kept".into(), "kept".into()));
+    assert!(tree.is_opaque("dir") && tree.is_opaque("late") && tree.is_opaque("implied"));
+    assert!(tree.exists("dir/x") && tree.exists("implied/x") && tree.is_whiteout("twice"));
+    assert!(tree.summary.implied.is_empty(), "what is hidden gives no metadata");
+}
+
+#[test]
+fn an_opaque_mark_at_the_root_is_set() {
+    let tree = unpacked(Archive::default().file(".wh..wh..opq", b""));
+    assert!(tree.is_opaque(""));
+}
+
+#[test]
+fn a_whiteout_in_no_directory_implies_it() {
+    let tree = unpacked(Archive::default().file("a/b/.wh.c", b""));
+    assert!(tree.is_whiteout("a/b/c"));
+    assert_eq!(tree.summary.implied, [PathBuf::from("a"), PathBuf::from("a/b")]);
+}
+
+#[test]
+fn whiteouts_have_three_forms() {
+    let archive = Archive::default()
+        .pax(&[("SCHILY.xattr.user.overlay.redirect", b"/etc")])
+        .dir("d", 0o755)
+        .file("d/.wh..wh..opq", b"")
+        .file("d/.wh.x", b"");
+    let form = |whiteouts| {
+        try_with(&archive.clone().end(), &Options { whiteouts, ..Options::default() }).unwrap()
+    };
+    let user = form(Whiteouts::OverlayUser);
+    assert_eq!(user.xattr("d", c"user.overlay.opaque").unwrap(), b"y");
+    assert_eq!(user.xattr("d", c"user.overlay.redirect"), None);
+    assert!(!user.is_opaque("d") && user.is_whiteout("d/x"));
+    let none = form(Whiteouts::Drop);
+    assert!(!none.is_opaque("d") && !none.exists("d/x"));
+}
+
+#[test]
+fn a_device_0_0_is_a_device() {
+    let mut header = Archive::header(EntryType::Char, "dev", 0o600);
+    header.set_device_major(0).unwrap();
+    header.set_device_minor(0).unwrap();
+    let mut null = Archive::header(EntryType::Char, "null", 0o666);
+    null.set_device_major(1).unwrap();
+    null.set_device_minor(3).unwrap();
+    let mut block = Archive::header(EntryType::Block, "loop", 0o660);
+    block.set_device_major(7).unwrap();
+    block.set_device_minor(300).unwrap();
+    let fifo = Archive::header(EntryType::Fifo, "pipe", 0o622);
+    let archive = Archive::default().add(header, b"").add(null, b"").add(block, b"").add(fifo, b"");
+    let tree = unpacked(archive);
+    assert!(tree.is_whiteout("dev"));
+    assert_eq!((tree.stat("null").rdev(), tree.mode("null")), (libc::makedev(1, 3), 0o666));
+    assert!(tree.stat("loop").file_type().is_block_device());
+    assert_eq!(tree.stat("loop").rdev(), libc::makedev(7, 300));
+    assert!(tree.stat("pipe").file_type().is_fifo() && tree.mode("pipe") == 0o622);
+}
+
+#[test]
+fn names_lead_nowhere_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    let escape = outside.path().to_str().unwrap();
+    let tree = unpacked(
+        Archive::default()
+            .file("../../up", b"1")
+            .file("/abs/olute", b"2")
+            .symlink("out", escape)
+            .file("out/x", b"3")
+            .symlink("dots", "../../../elsewhere")
+            .file("dots/y", b"4"),
+    );
+    assert_eq!((tree.text("up"), tree.text("abs/olute")), ("1".into(), "2".into()));
+    assert_eq!(tree.text(&format!("{}/x", &escape[1..])), "3");
+    assert_eq!(tree.text("elsewhere/y"), "4");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn hard_links_lead_nowhere_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let name = secret.to_str().unwrap();
+    let escape = outside.path().to_str().unwrap();
+    for archive in [
+        Archive::default().hard_link("a", name),
+        Archive::default().hard_link("a", &format!("../../../../../..{name}")),
+        Archive::default().symlink("out", escape).hard_link("a", "out/secret"),
+    ] {
+        let error = refused(archive);
+        assert!(error.starts_with("entry \"a\""), "{error}");
+    }
+    assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_parent_that_is_a_link_of_the_layer_is_followed_inside() {
+    let tree = unpacked(
+        Archive::default()
+            .dir("usr/", 0o755)
+            .dir("usr/bin/", 0o755)
+            .symlink("bin", "usr/bin")
+            .symlink("usr/again", "/bin")
+            .file("bin/sh", b"1")
+            .file("usr/again/ls", b"2")
+            .hard_link("bin/dash", "bin/sh")
+            .file("bin/.wh.gone", b"")
+            .dir("bin/sub", 0o700)
+            .file("usr/bin/sh2", b""),
+    );
+    assert_eq!((tree.text("usr/bin/sh"), tree.text("usr/bin/ls")), ("1".into(), "2".into()));
+    assert_eq!(tree.stat("usr/bin/dash").ino(), tree.stat("usr/bin/sh").ino());
+    assert!(tree.is_whiteout("usr/bin/gone") && tree.stat("bin").is_symlink());
+    assert_eq!(tree.mode("usr/bin/sub"), 0o700);
+    assert!(tree.summary.implied.is_empty());
+}
+
+#[test]
+fn a_loop_of_links_and_a_file_as_parent_are_refused() {
+    let error = refused(Archive::default().symlink("a", "b").symlink("b", "a").file("a/x", b""));
+    assert!(error.starts_with("entry \"a/x\""), "{error}");
+    let error = refused(Archive::default().file("f", b"").file("f/x", b""));
+    assert!(error.starts_with("entry \"f/x\"") && error.contains("Not a directory"), "{error}");
+}
+
+#[test]
+fn an_unknown_type_is_refused() {
+    let header = Archive::header(EntryType::new(b'Z'), "odd", 0o644);
+    assert!(refused(Archive::default().add(header, b"")).contains("\"odd\""));
+    let header = Archive::header(EntryType::Continuous, "contiguous", 0o644);
+    assert!(unpacked(Archive::default().add(header, b"")).stat("contiguous").is_file());
+}
+
+#[test]
+fn modes_and_owners_are_exact() {
+    let mut header = Archive::header(EntryType::Regular, "su", 0o6777);
+    header.set_uid(4_000_000);
+    header.set_gid(70_000);
+    let mut dir = Archive::header(EntryType::Directory, "team", 0o2775);
+    dir.set_gid(70_000);
+    let mut open = Archive::header(EntryType::Regular, "team/open", 0o666);
+    open.set_mtime(1_234);
+    let tree = unpacked(
+        Archive::default().add(header, b"").add(dir, b"").add(open, b"").dir("tmp", 0o1777),
+    );
+    assert_eq!(
+        (tree.mode("su"), tree.stat("su").uid(), tree.stat("su").gid()),
+        (0o6777, 4_000_000, 70_000)
+    );
+    assert_eq!((tree.mode("team"), tree.stat("team").gid()), (0o2775, 70_000));
+    assert_eq!((tree.mode("team/open"), tree.stat("team/open").gid()), (0o666, 0));
+    assert_eq!(tree.mode("tmp"), 0o1777);
+    assert_eq!((tree.stat("team").mtime(), tree.stat("team/open").mtime()), (1_000_000, 1_234));
+}
+
+#[test]
+fn limits_are_told() {
+    let archive = Archive::default().file("a", &[7; 5000]).file("b", b"").end();
+    let error = |options: Options| try_with(&archive, &options).err().unwrap().to_string();
+    assert!(error(Options { max_bytes: 4096, ..Options::default() }).contains("4096 bytes"));
+    assert!(error(Options { max_entries: 1, ..Options::default() }).contains("1 entries"));
+    // What follows the archive counts as well.
+    let padded = [archive.clone(), vec![0; 100_000]].concat();
+    let options = Options { max_bytes: 50_000, ..Options::default() };
+    assert!(matches!(try_with(&padded, &options), Err(UnpackError::TooLarge { .. })));
+}
+
+#[test]
+fn a_negative_owner_is_its_32_bits() {
+    let tree =
+        unpacked(Archive::default().pax(&[("uid", b"-2"), ("gid", b"-1")]).file("nobody", b""));
+    assert_eq!((tree.stat("nobody").uid(), tree.stat("nobody").gid()), (u32::MAX - 1, 0));
+    let error = refused(Archive::default().pax(&[("uid", b"4294967296")]).file("far", b""));
+    assert!(error.contains("\"far\"") && error.contains("4294967296"), "{error}");
+}
+
+#[test]
+fn endless_names_and_links_are_refused_soon() {
+    let deep = "d/".repeat(400_000);
+    let archive = Archive::default().pax(&[("path", deep.as_bytes())]).file("x", b"");
+    assert!(refused(archive).contains("too long"));
+    // Each link doubles what is to be followed.
+    let mut archive = Archive::default().symlink("l0", ".");
+    for number in 1..40 {
+        let target = format!("l{0}/l{0}", number - 1);
+        archive = archive.symlink(&format!("l{number}"), &target);
+    }
+    assert!(refused(archive.file("l39/f", b"")).contains("symbolic links"));
+}
+
+#[test]
+fn many_hard_links_with_attributes_are_made_in_time() {
+    let value = vec![b'v'; 3000];
+    let mut archive = Archive::default().file("f", b"1");
+    for number in 0..2000 {
+        archive = archive
+            .pax(&[("SCHILY.xattr.user.large", &value)])
+            .hard_link(&format!("l{number}"), "f");
+    }
+    let tree = unpacked(archive);
+    assert_eq!((tree.stat("f").nlink(), tree.summary.inodes), (2001, 2));
+}
