@@ -478,6 +478,20 @@ fn a_runtime_that_ends_ends_the_readers() {
     assert_eq!(budget.in_use(), 0);
 }
 
+#[test]
+fn a_runtime_that_ends_before_it_begins_ends_the_readers() {
+    // A runtime of one thread polls nothing until it is told to, and this one never is.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let fetch = Fetch::new(registry(), 100);
+    let digest = BlobDigest(Sha256::of(b""));
+    let blob = fetch.fetcher.registry().blob(&reference("127.0.0.1:1"), digest, 1000);
+    let recorder = Arc::new(LayerRecorder::detached());
+    let mut reader = fetch.fetcher.image().start(runtime.handle(), blob, 1000, recorder);
+    drop(runtime);
+    assert!(matches!(reader.next(), Err(FetchError::Stopped)));
+    assert_eq!(fetch.budget.in_use(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_bounds_what_is_asked_for() {
     for ranges in [true, false] {

@@ -49,6 +49,17 @@ struct LastWord {
     said: bool,
 }
 
+impl LastWord {
+    fn say(mut self, ended: Result<(), RegistryError>) {
+        match ended {
+            // All bytes are in the window, and the reader may still be at them.
+            Ok(()) => self.window.finish(),
+            Err(error) => self.window.fail(error.into()),
+        }
+        self.said = true;
+    }
+}
+
 impl Drop for LastWord {
     fn drop(&mut self) {
         if !self.said {
@@ -83,14 +94,11 @@ impl Transfer {
     }
 
     /// Fetches the whole blob.
-    pub(super) async fn run(self) {
-        let mut last_word = LastWord { window: Arc::clone(&self.window), said: false };
-        match self.walk().await {
-            // All bytes are in the window, and the reader may still be at them.
-            Ok(()) => self.window.finish(),
-            Err(error) => self.window.fail(error.into()),
-        }
-        last_word.said = true;
+    pub(super) fn run(self) -> impl Future<Output = ()> + Send {
+        // Made here and not in the future: a runtime that is going down drops tasks that it has
+        // never polled, and their readers have to hear of it as well.
+        let last_word = LastWord { window: Arc::clone(&self.window), said: false };
+        async move { last_word.say(self.walk().await) }
     }
 
     async fn walk(&self) -> Result<(), RegistryError> {
