@@ -9,8 +9,9 @@
 //! | 0 | [`budget`] | bytes in flight, reservations |
 //! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
 //! | 0 | [`metrics`] | the registry of metrics and its label types |
-//! | 0 | [`sys`] | system calls, the only `unsafe`, on top of `nix` |
+//! | 0 | [`sys`] | system calls and processor instructions, the only `unsafe`, on top of `nix` |
 //! | 1 | [`compression`] | gzip and zstd, streaming |
+//! | 1 | [`hashing`] | SHA-256 of many streams at once |
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
@@ -29,6 +30,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod fetch;
+pub mod hashing;
 pub mod image;
 pub mod metrics;
 pub mod pull;

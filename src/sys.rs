@@ -1,3 +1,4 @@
-//! System calls, the only `unsafe`, on top of `nix`.
+//! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
+pub mod sha256;
 pub mod xattrs;

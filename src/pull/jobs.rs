@@ -16,6 +16,7 @@ use super::layer::{self, LAYER_BYTES, Work};
 use super::trees::{HeldTree, StagedTree, TreeStore};
 use crate::budget::Budget;
 use crate::fetch::ImageFetcher;
+use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
 use crate::registry::Blob;
 use crate::timeline::{LayerRecorder, LayerState, Phase};
@@ -50,6 +51,7 @@ struct Shared {
     store: Arc<dyn TreeStore>,
     budget: Budget,
     slots: Arc<Semaphore>,
+    hashers: Hashers,
     unpack: unpack::Options,
     running: Mutex<HashMap<Key, Running>>,
 }
@@ -123,7 +125,10 @@ impl Jobs {
     ) -> Self {
         let affordable = usize::try_from(budget.total() / 2 / LAYER_BYTES).unwrap_or(usize::MAX);
         let slots = Arc::new(Semaphore::new(layers_at_once.min(affordable).max(1)));
-        Self(Arc::new(Shared { store, budget, slots, unpack, running: Mutex::default() }))
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let hashers = Hashers::new(cores);
+        let running = Mutex::default();
+        Self(Arc::new(Shared { store, budget, slots, hashers, unpack, running }))
     }
 
     /// Joins the job of `order.key`, or begins it.
@@ -233,7 +238,8 @@ impl Shared {
         let stop = reader.canceller();
         let named = layer.clone();
         let dest = staged.path.clone();
-        let work = Work { layer, compression, reader, dest, unpack: self.unpack.clone(), recorder };
+        let (hashers, unpack) = (self.hashers.clone(), self.unpack.clone());
+        let work = Work { layer, compression, reader, hashers, dest, unpack, recorder };
         let mut running = std::pin::pin!(blocking(&named, move || layer::run(work)));
         tokio::select! {
             ended = &mut running => ended?,
