@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 
 from machine import Daemons, Group, run, until, write
 
@@ -78,6 +79,16 @@ class Link:
         url = f"http://{self.address}"
         text = f'server = "{url}"\n[host."{url}"]\ncapabilities = ["pull", "resolve"]\n'
         write(os.path.join(directory, "hosts.toml"), text)
+
+    def probe(self, image):
+        """What one connection gives, and what twelve give together: a row."""
+        blob = max(image.blobs, key=os.path.getsize)
+        # Half a second of one connection.
+        size = min(os.path.getsize(blob), CONNECTION_BYTES_PER_SECOND // 2)
+        url = f"http://{self.address}/v2/{image.name.split(':')[0]}/blobs/sha256:{os.path.basename(os.path.dirname(blob))}"
+        program = os.path.join(os.path.dirname(os.path.realpath(__file__)), "probe.py")
+        ask = lambda count: run(*self.inside([sys.executable, program, url, str(size), str(count)]), capture_output=True).stdout
+        return {"kind": "link", "one": json.loads(ask(1)), "twelve": json.loads(ask(12))}
 
     def __exit__(self, *_):
         self.daemons.__exit__()

@@ -50,7 +50,11 @@ class Disk:
         self.point = os.path.join(bed, "bench.mount")
         os.makedirs(self.point, exist_ok=True)
         self.lock = open(self.file + ".lock", "w")
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another bench uses {self.file}; waiting for it")
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.take_down()
         size = -(-size // GIB) * GIB
         if not os.path.exists(self.file) or os.path.getsize(self.file) < size:

@@ -28,13 +28,14 @@ class Results:
 
     def __init__(self, rows):
         self.about = [row for row in rows if row["kind"] == "about"]
+        self.probes = {row["link"]: row for row in rows if row["kind"] == "link"}
         self.pulls, self.floors = collections.defaultdict(list), collections.defaultdict(list)
         for row in rows:
             if row["kind"] == "pull":
                 self.pulls[row["link"], row["image"], row["way"]].append(row)
             elif row["kind"] == "floor":
                 self.floors[row["link"], row["image"]].append(row)
-        measured = [row for row in rows if row["kind"] != "about"]
+        measured = [row for row in rows if row["kind"] in ("pull", "floor")]
         self.links = list(dict.fromkeys(row["link"] for row in measured))
         self.images = list(dict.fromkeys(row["image"] for row in measured))
         self.ways = list(dict.fromkeys(row["way"] for row in rows if row["kind"] == "pull"))
@@ -169,12 +170,18 @@ def markdown(rows):
     ]
     for link in results.links:
         lines += ["", f"### {link.capitalize()} link: {DESCRIPTIONS[link]}"]
+        if link in results.probes:
+            probe = results.probes[link]
+            one, twelve = (f"{probe[count]['rate'] / 1e6:.0f} MB/s" for count in ("one", "twelve"))
+            lines += ["", f"Measured: first byte after {probe['one']['first_byte'] * 1e3:.1f} ms, {one} on one connection, {twelve} on twelve."]
         lines += pulls(results, link)
         part = floors(results, link)
         lines += ["", "The four works, each alone:"] + part if part else []
         part = goals(results, link)
         lines += ["", "Goals:"] + part if part else []
-    return "\n".join(lines) + "\n"
+    # A table begins with an empty line, a heading too.
+    kept = [line for number, line in enumerate(lines) if line or number == 0 or lines[number - 1]]
+    return "\n".join(kept) + "\n"
 
 
 def into_document(document, text):
