@@ -125,7 +125,8 @@ class Link:
         home = os.path.join(self.bench.out, "nginx")
         os.makedirs(home, exist_ok=True)
         modules = os.path.join(self.bench.bed, "nginx", "root", "usr", "lib", "nginx", "modules")
-        temporary = "".join(f"{kind}_temp_path {home}/temporary; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "".join(f"{kind}_temp_path {home}/temporary; " for kind in kinds)
         write(
             f"{home}/nginx.conf",
             f"""user root;

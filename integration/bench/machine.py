@@ -45,9 +45,9 @@ class Disk:
     at a time has it.
     """
 
-    def __init__(self, bed, size):
-        self.file = os.path.join(bed, "bench.disk")
-        self.point = os.path.join(bed, "bench.mount")
+    def __init__(self, directory, size):
+        self.file = os.path.join(directory, "bench.disk")
+        self.point = os.path.join(directory, "bench.mount")
         os.makedirs(self.point, exist_ok=True)
         self.lock = open(self.file + ".lock", "w")
         try:
@@ -96,7 +96,15 @@ class Disk:
         with open("/proc/self/mountinfo") as file:
             points = [line.split()[4] for line in file]
         for point in sorted((p for p in points if p == self.point or p.startswith(self.point + "/")), reverse=True):
-            subprocess.run(["umount", point], check=False)
+            # A process that has just ended may still be letting go of its files.
+            for _ in range(20):
+                done = subprocess.run(["umount", point], capture_output=True, text=True)
+                if done.returncode == 0:
+                    break
+                time.sleep(0.25)
+            else:
+                # Nothing more is touched: what is busy may be somebody else's run.
+                raise RuntimeError(f"{done.stderr.strip()}: end what uses it, or choose another place with --disk")
         found = run("losetup", "--associated", self.file, "--noheadings", "--output", "NAME", capture_output=True)
         for device in found.stdout.split():
             run("losetup", "--detach", device)

@@ -48,17 +48,15 @@ class Results:
         runs = self.pulls.get((link, image, way))
         return statistics.median(run[field] for run in runs) if runs else None
 
-    def floor(self, link, image, field="wall"):
-        runs = self.floors.get((link, image))
-        return statistics.median(run[field] for run in runs) if runs else None
-
-    def work(self, link, image, work, field):
-        return statistics.median(run["works"][work][field] for run in self.floors[link, image])
+    def floor(self, link, image):
+        """The lowest of the runs: what disturbs the machine raises a floor, and must not flatter who stands on it."""
+        return min(self.floors.get((link, image), []), key=lambda run: run["wall"], default=None)
 
     def ratio(self, link, image, way, other, field):
         """Of the median of a way to that of another, or to the floor."""
         ours = self.pull(link, image, way, field)
-        theirs = self.floor(link, image, field) if other == "floor" else self.pull(link, image, other, field)
+        floor = self.floor(link, image) if other == "floor" else None
+        theirs = floor[field] if floor else self.pull(link, image, other, field)
         return ours / theirs if ours is not None and theirs else None
 
 
@@ -99,15 +97,15 @@ def floors(results, link):
     head += ["all CPU s", "floor s", "set by"]
     lines = []
     for image in results.images:
-        if (link, image) not in results.floors:
+        floor = results.floor(link, image)
+        if not floor:
             continue
-        first = results.floors[link, image][0]
-        cost = lambda work, field: results.work(link, image, work, field)
+        cost = lambda work, field: floor["works"][work][field]
         both = lambda work: f"{cost(work, 'wall'):.2f} ({cost(work, 'cpu'):.2f})"
-        line = [image, *(f"{first['works'][size] / 1e6:.0f}" for size in ("compressed", "unpacked"))]
-        line += [f"{first['works']['entries']:,}", both("fetch"), f"{cost('hash', 'cpu'):.2f}"]
-        line += [f"{cost('decompress', 'cpu'):.2f}", both("write"), f"{results.floor(link, image, 'cpu'):.2f}"]
-        lines.append([*line, f"{results.floor(link, image):.2f}", first["limit"]])
+        line = [image, *(f"{floor['works'][size] / 1e6:.0f}" for size in ("compressed", "unpacked"))]
+        line += [f"{floor['works']['entries']:,}", both("fetch"), f"{cost('hash', 'cpu'):.2f}"]
+        line += [f"{cost('decompress', 'cpu'):.2f}", both("write"), f"{floor['cpu']:.2f}"]
+        lines.append([*line, f"{floor['wall']:.2f}", floor["limit"]])
     return table(head, lines)
 
 
@@ -124,12 +122,11 @@ def goals_of(results, link, image, way):
     yield "peak MiB", memory / 2**20, MEMORY_BYTES_MOST / 2**20
     written = results.pull(link, image, way, "written") / max(1, results.pull(link, image, way, "occupied"))
     yield "written / occupied", written, WRITTEN_MOST
-    rate = BYTES_PER_SECOND[link]
-    if rate and (link, image) in results.floors:
-        least = results.floors[link, image][0]["works"]["compressed"] / rate
-        # Only where the link is what limits: else its time says nothing.
-        if results.floors[link, image][0]["limit"] == "network":
-            yield "wall / link", results.pull(link, image, way, "wall") / least, LINK_MOST
+    rate, floor = BYTES_PER_SECOND[link], results.floor(link, image)
+    # Only where the link is what limits: else its time says nothing.
+    if rate and floor and floor["limit"] == "network":
+        least = floor["works"]["compressed"] / rate
+        yield "wall / link", results.pull(link, image, way, "wall") / least, LINK_MOST
 
 
 def goals(results, link):
@@ -166,14 +163,15 @@ def markdown(rows):
     lines += [
         "Medians of n runs, ways in turn. CPU seconds are of containerd, the snapshotter, their children and `ctr`; peak is",
         "the snapshotter's resident memory, containerd's where there is none. The floor is the largest of: fetching alone,",
-        "the CPU seconds of all four works over the cores, writing the files alone from memory.",
+        "the CPU seconds of all four works over the cores, writing the files alone from memory; the lowest of n.",
     ]
     for link in results.links:
         lines += ["", f"### {link.capitalize()} link: {DESCRIPTIONS[link]}"]
         if link in results.probes:
             probe = results.probes[link]
             one, twelve = (f"{probe[count]['rate'] / 1e6:.0f} MB/s" for count in ("one", "twelve"))
-            lines += ["", f"Measured: first byte after {probe['one']['first_byte'] * 1e3:.1f} ms, {one} on one connection, {twelve} on twelve."]
+            first = f"first byte after {probe['one']['first_byte'] * 1e3:.1f} ms"
+            lines += ["", f"Measured: {first}, {one} on one connection, {twelve} on twelve."]
         lines += pulls(results, link)
         part = floors(results, link)
         lines += ["", "The four works, each alone:"] + part if part else []
