@@ -155,6 +155,8 @@ pub struct Registry {
 pub struct Pull {
     /// Who takes over.
     pub on_error: OnError,
+    /// What of a layer a power cut may take.
+    pub sync: Sync,
     /// How long one Prepare may wait for its layer.
     pub deadline: Duration,
 }
@@ -166,6 +168,15 @@ pub enum OnError {
     Fallback,
     /// The error: the pull fails.
     Fail,
+}
+
+/// When layers are written to disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sync {
+    /// When the kernel sees fit.
+    None,
+    /// Before they are said to be there.
+    Layer,
 }
 
 /// The HTTP endpoint.
@@ -245,7 +256,11 @@ impl Config {
                 plain_http_hosts: Vec::new(),
                 ca_files: Vec::new(),
             },
-            pull: Pull { on_error: OnError::Fallback, deadline: Duration::from_secs(30 * 60) },
+            pull: Pull {
+                on_error: OnError::Fallback,
+                sync: Sync::None,
+                deadline: Duration::from_secs(30 * 60),
+            },
             metrics: Metrics {
                 address: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 9469))),
                 image_label: ImageLabel::None,

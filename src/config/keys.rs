@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::reader::{Document, Section};
 use super::{
     Cleanup, Config, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics, Mistake, OnError,
-    Pull, Registry, parse_duration, parse_size,
+    Pull, Registry, Sync, parse_duration, parse_size,
 };
 
 const KIB: u64 = 1 << 10;
@@ -120,6 +120,7 @@ fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
     let words = [("fallback", OnError::Fallback), ("fail", OnError::Fail)];
     let pull = Pull {
         on_error: word(s, "on_error", defaults.on_error, &words),
+        sync: word(s, "sync", defaults.sync, &[("none", Sync::None), ("layer", Sync::Layer)]),
         deadline: duration(s, "deadline", defaults.deadline, (1, 24 * 3600)),
     };
     section.finish();

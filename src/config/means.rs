@@ -1,6 +1,6 @@
 //! What a configuration means for the rooms below.
 
-use super::{Config, OnError};
+use super::{Config, OnError, Sync};
 use crate::budget::Budget;
 use crate::{fetch, registry, snapshots, unpack};
 
@@ -59,6 +59,10 @@ impl Config {
             on_late: match self.pull.on_error {
                 OnError::Fallback => snapshots::OnLate::Fallback,
                 OnError::Fail => snapshots::OnLate::Fail,
+            },
+            sync: match self.pull.sync {
+                Sync::None => snapshots::Sync::None,
+                Sync::Layer => snapshots::Sync::Layer,
             },
             ..snapshots::Options::default()
         }
