@@ -14,13 +14,12 @@ mod means;
 mod reader;
 #[cfg(test)]
 mod tests;
-mod units;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::units::{UnitError, parse_duration, parse_size};
 pub use environment::Environment;
-pub use units::{UnitError, parse_duration, parse_size};
 
 /// Where the configuration is if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/hoist/hoist.toml";

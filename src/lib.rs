@@ -10,6 +10,8 @@
 //! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
 //! | 0 | [`metrics`] | the registry of metrics and its label types |
 //! | 0 | [`sys`] | system calls and processor instructions, the only `unsafe`, on top of `nix` |
+//! | 0 | [`units`] | sizes, rates and durations as people write them |
+//! | 1 | [`model`] | the arithmetic of a pull: rates in, times and best splits out; pure |
 //! | 1 | [`compression`] | gzip and zstd, streaming |
 //! | 1 | [`hashing`] | SHA-256 of many streams at once |
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
@@ -33,9 +35,11 @@ pub mod fetch;
 pub mod hashing;
 pub mod image;
 pub mod metrics;
+pub mod model;
 pub mod pull;
 pub mod registry;
 pub mod snapshots;
 pub mod sys;
 pub mod timeline;
+pub mod units;
 pub mod unpack;
