@@ -10,7 +10,7 @@
 //! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
 //! | 0 | [`metrics`] | the registry of metrics and its label types |
 //! | 0 | [`sys`] | system calls, the only `unsafe`, on top of `nix` |
-//! | 1 | [`compression`] | gzip and zstd, streaming |
+//! | 1 | [`compression`] | gzip and zstd, streaming, on several threads where a stream can be cut; the seek table |
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! BlobReader ─▶ blob hash ─▶ decoder ─▶ DiffID hash ─▶ unpacker ─▶ writers
-//!              (pieces as    (fixed set of buffers, see `buffers`)
-//!               they came)
+//!              (pieces as    (fixed set of buffers, see `buffers`;
+//!               they came)    whole frames have buffers of their own)
 //! ```
 //!
 //! The hashes run beside the decoder, not behind it, because they are a third to a half of a
@@ -19,7 +19,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use super::PullError;
 use super::buffers::{BUFFER_BYTES, BUFFERS, Buffers};
 use super::trees::StoreError;
 use crate::archive::Source;
-use crate::compression::{self, CompressionError, Pieces};
+use crate::compression::{self, Arrival, CompressionError, Decoded, Pieces, Resources};
 use crate::fetch::{BlobReader, FetchError};
 use crate::image::{BlobDigest, Compression, DiffId, ImageLayer, Sha256};
 use crate::timeline::{LayerRecorder, Phase};
@@ -38,16 +38,28 @@ use crate::unpack::{self, Summary, UnpackError};
 /// Compressed pieces between the blob's hash and the decoder.
 const QUEUED_PIECES: usize = 16;
 
+/// Bytes of a decoder's own state, its window apart.
+const DECODER_BYTES: u64 = 1 << 20;
+
+/// The zstd window that every layer has room for: what BuildKit makes at its default level, and the
+/// `zstd` tool up to level 19. (`zstd -3` has 2 MiB, gzip 32 KiB.)
+pub(super) const ORDINARY_WINDOW_BYTES: u64 = 8 << 20;
+
 /// What a layer in work takes of the memory budget beside the window of its fetch: the buffers,
 /// the queue of pieces (a piece is at most as large as an HTTP client's read buffer, 256 KiB), and
-/// a decoder's own window.
-pub(super) const LAYER_BYTES: u64 =
-    (BUFFERS * BUFFER_BYTES + QUEUED_PIECES * 256 * 1024) as u64 + (4 << 20);
+/// the decoder with its window. What a stream of several frames holds beside that is borrowed by
+/// `compression` itself.
+pub(super) fn bytes(compression: Compression, window_bytes: u64) -> u64 {
+    let queues = (BUFFERS * BUFFER_BYTES + QUEUED_PIECES * 256 * 1024) as u64;
+    let window = if compression == Compression::Zstd { window_bytes } else { 0 };
+    queues + DECODER_BYTES + window
+}
 
 /// What is needed to make a layer's tree.
 pub(super) struct Work {
     pub(super) layer: ImageLayer,
     pub(super) compression: Compression,
+    pub(super) resources: Resources,
     pub(super) reader: BlobReader,
     pub(super) dest: PathBuf,
     pub(super) unpack: unpack::Options,
@@ -59,7 +71,7 @@ pub(super) struct Work {
 /// # Errors
 /// Whatever failed first in the order of a byte's way; `dest` then holds a part of the tree.
 pub(super) fn run(work: Work) -> Result<Summary, PullError> {
-    let Work { layer, compression, reader, dest, unpack, recorder } = work;
+    let Work { layer, compression, resources, reader, dest, unpack, recorder } = work;
     let recorder = &*recorder;
     let bad_data = &AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -69,8 +81,9 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
         let blob =
             spawn(scope, "hoist-blob", move || hash_blob(reader, &to_decoder, bad_data, recorder))?;
         let decoder = spawn(scope, "hoist-decode", move || {
-            let decoded = decode(compression, pieces, &to_diff, recorder);
-            bad_data.store(decoded.is_err(), Relaxed);
+            let decoded = decode(compression, resources, pieces, &to_diff, recorder);
+            let is_bad = decoded.as_ref().is_err_and(CompressionError::is_bad_data);
+            bad_data.store(is_bad, Relaxed);
             decoded
         })?;
         let diff =
@@ -190,37 +203,54 @@ impl Pieces for Arriving {
         self.waited.fetch_add(waited, Relaxed);
         Ok(piece)
     }
+
+    fn ready_piece(&mut self) -> io::Result<Arrival> {
+        Ok(match self.pieces.try_recv() {
+            Ok(piece) => Arrival::Piece(piece),
+            Err(TryRecvError::Empty) => Arrival::Later,
+            Err(TryRecvError::Disconnected) => Arrival::End,
+        })
+    }
 }
 
 fn decode(
     compression: Compression,
+    resources: Resources,
     pieces: Receiver<Bytes>,
     to_diff: &SyncSender<Bytes>,
     recorder: &LayerRecorder,
 ) -> Result<(), CompressionError> {
     let waited = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let input = Box::new(Arriving { pieces, waited: Arc::clone(&waited) });
-    let mut decoder = compression::decoder(compression, input)?;
+    let mut decoder = compression::decoder(compression, input, resources)?;
     let buffers = Buffers::new();
     loop {
         let mut loan = buffers.take();
         let from = Instant::now();
         waited.store(0, Relaxed);
-        let mut filled = 0;
-        let mut ended = false;
-        while filled < BUFFER_BYTES && !ended {
-            let read = decoder.read(&mut loan.space()[filled..])?;
-            filled += read;
-            ended = read == 0;
+        let (mut filled, mut piece, mut ended) = (0, None, false);
+        while filled < BUFFER_BYTES && piece.is_none() && !ended {
+            match decoder.read(&mut loan.space()[filled..])? {
+                Decoded::Filled(count) => filled += count,
+                Decoded::Piece(bytes) => piece = Some(bytes),
+                Decoded::End => ended = true,
+            }
         }
         // The wait is taken off the front: what is left is how long the decoder worked.
         recorder.spent(
             Phase::Decompress,
-            from + Duration::from_nanos(waited.load(Relaxed)),
+            from + Duration::from_nanos(waited.load(Relaxed)) + decoder.take_waited(),
             Instant::now(),
         );
-        recorder.bytes(Phase::Decompress, filled as u64);
-        if filled > 0 && to_diff.send(loan.freeze(filled)).is_err() || ended {
+        let decoded = filled + piece.as_ref().map_or(0, Bytes::len);
+        recorder.bytes(Phase::Decompress, decoded as u64);
+        let whole = (filled > 0).then(|| loan.freeze(filled));
+        for bytes in whole.into_iter().chain(piece) {
+            if to_diff.send(bytes).is_err() {
+                return Ok(());
+            }
+        }
+        if ended {
             return Ok(());
         }
     }
