@@ -109,6 +109,9 @@ pub struct Limits {
     pub layers_at_once: usize,
     /// Threads that write the files of one layer.
     pub writers_per_layer: usize,
+    /// Threads that decompress a layer of several members or frames; all but one are shared by all
+    /// layers.
+    pub decompress_threads: usize,
     /// The most that one layer may unpack to, in bytes.
     pub max_unpacked_bytes: u64,
 }
@@ -236,6 +239,7 @@ impl Config {
                 memory_budget_bytes: 256 << 20,
                 layers_at_once: cores + 1,
                 writers_per_layer: cores.min(8),
+                decompress_threads: cores,
                 max_unpacked_bytes: 128 << 30,
             },
             fetch: Fetch {

@@ -12,7 +12,7 @@
 //! | 0 | [`sys`] | system calls and processor instructions, the only `unsafe`, on top of `nix` |
 //! | 0 | [`units`] | sizes, rates and durations as people write them |
 //! | 1 | [`model`] | the arithmetic of a pull: rates in, times and best splits out; pure |
-//! | 1 | [`compression`] | gzip and zstd, streaming |
+//! | 1 | [`compression`] | gzip and zstd, streaming, on several threads where a stream can be cut; the seek table |
 //! | 1 | [`hashing`] | SHA-256 of many streams at once |
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |

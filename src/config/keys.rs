@@ -74,6 +74,7 @@ fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
         ),
         layers_at_once: count(s, "layers_at_once", defaults.layers_at_once, 64),
         writers_per_layer: count(s, "writers_per_layer", defaults.writers_per_layer, 64),
+        decompress_threads: count(s, "decompress_threads", defaults.decompress_threads, 64),
         max_unpacked_bytes: size(s, "max_unpacked", defaults.max_unpacked_bytes, (MIB, 64 * TIB)),
     };
     section.finish();

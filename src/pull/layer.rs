@@ -9,6 +9,8 @@
 //!        ╰─▶ blob's hash ╰─▶ archive's hash
 //! ```
 //!
+//! Whole frames that [`compression::Pool`] has decoded come in buffers of their own.
+//!
 //! The hashes are made beside the way, not on it: they are a third of a layer's work. A layer is
 //! whole only when both digests have been compared; until then its tree is staged and nobody can
 //! see it. When a stage fails, its queue closes and the other stops; the error that is told is the
@@ -28,7 +30,7 @@ use super::PullError;
 use super::buffers::{BUFFER_BYTES, BUFFERS, Buffers};
 use super::trees::StoreError;
 use crate::archive::Source;
-use crate::compression::{self, CompressionError, Pieces};
+use crate::compression::{self, Arrival, CompressionError, Decoded, Pieces, Resources};
 use crate::fetch::{BlobReader, FetchError};
 use crate::hashing::{HashStream, Hashers};
 use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
@@ -42,15 +44,27 @@ const BLOB_BYTES_UNHASHED: usize = 4 << 20;
 /// partner never keeps the decoder from going on.
 const ARCHIVE_BYTES_UNHASHED: usize = BUFFERS * BUFFER_BYTES / 2;
 
+/// Bytes of a decoder's own state, its window apart.
+const DECODER_BYTES: u64 = 1 << 20;
+
+/// The zstd window that every layer has room for: what BuildKit makes at its default level, and the
+/// `zstd` tool up to level 19. (`zstd -3` has 2 MiB, gzip 32 KiB.)
+pub(super) const ORDINARY_WINDOW_BYTES: u64 = 8 << 20;
+
 /// What a layer in work takes of the memory budget beside the window of its fetch: the buffers,
-/// what waits for the blob's hash, and a decoder's own window.
-pub(super) const LAYER_BYTES: u64 =
-    (BUFFERS * BUFFER_BYTES + BLOB_BYTES_UNHASHED) as u64 + (4 << 20);
+/// what waits for the blob's hash, and the decoder with its window. What a stream of several frames
+/// holds beside that is borrowed by `compression` itself.
+pub(super) fn bytes(compression: Compression, window_bytes: u64) -> u64 {
+    let queues = (BUFFERS * BUFFER_BYTES + BLOB_BYTES_UNHASHED) as u64;
+    let window = if compression == Compression::Zstd { window_bytes } else { 0 };
+    queues + DECODER_BYTES + window
+}
 
 /// What is needed to make a layer's tree.
 pub(super) struct Work {
     pub(super) layer: ImageLayer,
     pub(super) compression: Compression,
+    pub(super) resources: Resources,
     pub(super) reader: BlobReader,
     pub(super) hashers: Hashers,
     pub(super) dest: PathBuf,
@@ -63,7 +77,7 @@ pub(super) struct Work {
 /// # Errors
 /// Whatever failed first in the order of a byte's way; `dest` then holds a part of the tree.
 pub(super) fn run(work: Work) -> Result<Summary, PullError> {
-    let Work { layer, compression, reader, hashers, dest, unpack, recorder } = work;
+    let Work { layer, compression, resources, reader, hashers, dest, unpack, recorder } = work;
     let unwanted = &AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (to_unpack, archive) = sync_channel(BUFFERS);
@@ -78,7 +92,7 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
             archive: hashers.stream(ARCHIVE_BYTES_UNHASHED, hashed(&recorder)),
             recorder: &recorder,
         };
-        let run = move || stage.run(compression, &to_unpack, unwanted);
+        let run = move || stage.run(compression, resources, &to_unpack, unwanted);
         let stage = std::thread::Builder::new().name("hoist-decode".to_owned());
         let stage = stage.spawn_scoped(scope, run).map_err(|source| {
             PullError::from(StoreError::Io { doing: "start a layer's thread".to_owned(), source })
@@ -108,12 +122,12 @@ fn hashed(recorder: &Arc<LayerRecorder>) -> crate::hashing::Hashed {
 
 /// How the stages ended.
 struct Ended {
-    decoded: Decoded,
+    decoded: Upstream,
     unpacked: Result<Summary, UnpackError>,
 }
 
 /// How the stage up to the decoder ended.
-struct Decoded {
+struct Upstream {
     /// `None` where the rest of the blob was not worth fetching.
     blob: Result<Option<BlobDigest>, FetchError>,
     decoder: Result<(), CompressionError>,
@@ -170,6 +184,14 @@ impl Feed {
         Ok(piece)
     }
 
+    /// The next bytes if they are there.
+    fn ready(&mut self) -> Result<Arrival, FetchError> {
+        match self.reader.is_ready() {
+            false => Ok(Arrival::Later),
+            true => Ok(self.next()?.map_or(Arrival::End, Arrival::Piece)),
+        }
+    }
+
     /// The digest of the whole blob, which is read to its end where somebody `wants` that.
     fn end(mut self, wants: bool) -> Result<Option<BlobDigest>, FetchError> {
         if let Some(error) = self.error {
@@ -190,14 +212,25 @@ fn locked(feed: &Mutex<Feed>) -> MutexGuard<'_, Feed> {
 /// The decoder's input.
 struct Arriving(Arc<Mutex<Feed>>);
 
-impl Pieces for Arriving {
-    fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+impl Arriving {
+    /// Asks the feed; its error is kept there, and a word of it goes to the decoder.
+    fn ask<T>(&self, ask: impl FnOnce(&mut Feed) -> Result<T, FetchError>) -> io::Result<T> {
         let mut feed = locked(&self.0);
-        feed.next().map_err(|error| {
+        ask(&mut feed).map_err(|error| {
             let told = io::Error::other(error.to_string());
             feed.error = Some(error);
             told
         })
+    }
+}
+
+impl Pieces for Arriving {
+    fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.ask(Feed::next)
+    }
+
+    fn ready_piece(&mut self) -> io::Result<Arrival> {
+        self.ask(Feed::ready)
     }
 }
 
@@ -215,46 +248,52 @@ impl Stage<'_> {
     fn run(
         mut self,
         compression: Compression,
+        resources: Resources,
         to_unpack: &SyncSender<Bytes>,
         unwanted: &AtomicBool,
-    ) -> Decoded {
-        let decoded = self.decode(compression, to_unpack);
+    ) -> Upstream {
+        let decoded = self.decode(compression, resources, to_unpack);
         let diff = matches!(decoded, Ok(true)).then(|| DiffId(self.archive.finish()));
         // The decoder, which had the other reference, is gone.
         let feed = Arc::into_inner(self.feed).expect("nobody else has the feed");
         let feed = feed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let blob = feed.end(!unwanted.load(Relaxed));
-        Decoded { blob, decoder: decoded.map(drop), diff }
+        let suspect = decoded.as_ref().err().is_none_or(CompressionError::is_bad_data);
+        let blob = feed.end(suspect && !unwanted.load(Relaxed));
+        Upstream { blob, decoder: decoded.map(drop), diff }
     }
 
     /// Decodes until the end, or until nobody takes the archive any more: `false`.
     fn decode(
         &mut self,
         compression: Compression,
+        resources: Resources,
         to_unpack: &SyncSender<Bytes>,
     ) -> Result<bool, CompressionError> {
         let input = Box::new(Arriving(Arc::clone(&self.feed)));
-        let mut decoder = compression::decoder(compression, input)?;
+        let mut decoder = compression::decoder(compression, input, resources)?;
         let buffers = Buffers::new();
         loop {
             let mut loan = buffers.take();
             let from = Instant::now();
             locked(&self.feed).waited = Duration::ZERO;
-            let mut filled = 0;
-            let mut ended = false;
-            while filled < BUFFER_BYTES && !ended {
-                let read = decoder.read(&mut loan.space()[filled..])?;
-                filled += read;
-                ended = read == 0;
+            let (mut filled, mut piece, mut ended) = (0, None, false);
+            while filled < BUFFER_BYTES && piece.is_none() && !ended {
+                match decoder.read(&mut loan.space()[filled..])? {
+                    Decoded::Filled(count) => filled += count,
+                    Decoded::Piece(bytes) => piece = Some(bytes),
+                    Decoded::End => ended = true,
+                }
             }
             // The wait is taken off the front: what is left is how long the decoder worked.
-            let from = from + locked(&self.feed).waited;
+            let from = from + locked(&self.feed).waited + decoder.take_waited();
             self.recorder.spent(Phase::Decompress, from, Instant::now());
-            self.recorder.bytes(Phase::Decompress, filled as u64);
-            let piece = loan.freeze(filled);
-            self.archive.push(piece.clone());
-            if filled > 0 && to_unpack.send(piece).is_err() {
-                return Ok(false);
+            let whole = (filled > 0).then(|| loan.freeze(filled));
+            for bytes in whole.into_iter().chain(piece) {
+                self.recorder.bytes(Phase::Decompress, bytes.len() as u64);
+                self.archive.push(bytes.clone());
+                if to_unpack.send(bytes).is_err() {
+                    return Ok(false);
+                }
             }
             if ended {
                 return Ok(true);
