@@ -19,7 +19,7 @@ use crate::fetch::ImageFetcher;
 use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
 use crate::registry::Blob;
-use crate::timeline::{LayerRecorder, LayerState, Phase};
+use crate::timeline::{LayerRecorder, LayerState, Phase, Stall};
 use crate::unpack::{self, Summary};
 
 /// What a job makes: the tree of a DiffID, to be shared, or one more tree of it whose implied
@@ -192,7 +192,9 @@ impl Shared {
         let from = Instant::now();
         let admitted = async {
             let slot = Arc::clone(&self.slots).acquire_owned().await;
+            let from = Instant::now();
             let bytes = self.budget.reserve(LAYER_BYTES).await;
+            order.recorder.stalled(Stall::Admission, from);
             (slot.expect("the semaphore is never closed"), bytes)
         };
         // Held until the tree is published.
