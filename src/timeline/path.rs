@@ -5,7 +5,7 @@
 //! did, other pulls had. Before the first layer the manifest was fetched, and after the last one
 //! containerd had to ask for it.
 
-use super::{Phase, PullReport};
+use super::{LayerReport, LayerState, Phase, PullReport, PullState};
 
 /// What a part of the path is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +54,13 @@ pub fn critical(report: &PullReport) -> Vec<Segment> {
         path.retain(|segment| segment.seconds() > 0.0);
         return path;
     };
-    path.push(Segment { step: Step::Containerd, begin: end, end: report.seconds });
+    // While layers are missing, what is behind the last step of one is no wait.
+    let missing =
+        |layer: &LayerReport| matches!(layer.state, LayerState::Waiting | LayerState::Running);
+    let under_way = report.state == PullState::Running && report.layers.iter().any(missing);
+    if !under_way && report.seconds - end > HANDOVER_SECONDS {
+        path.push(Segment { step: Step::Containerd, begin: end, end: report.seconds });
+    }
     let mut next = Some(last);
     let mut begin = end;
     while let Some(index) = next {
@@ -120,6 +126,15 @@ mod tests {
         layers[0].phases.insert(0, super::super::testing::phase(Phase::Wait, 0.4, 5.0));
         let path = critical(&pull(6.0, Some(0.4), layers));
         assert_eq!(steps(&path), [Step::Resolve, Step::Queue(0), Step::Layer(0)]);
+    }
+
+    #[test]
+    fn a_pull_under_way_does_not_wait_for_containerd() {
+        let mut report = pull(9.0, Some(0.4), vec![layer(0.5, 3.0), layer(0.5, 4.0)]);
+        report.state = PullState::Running;
+        assert_eq!(steps(&critical(&report)).last(), Some(&Step::Containerd), "all are there");
+        report.layers[0].state = LayerState::Running;
+        assert_eq!(steps(&critical(&report)).last(), Some(&Step::Layer(1)));
     }
 
     #[test]

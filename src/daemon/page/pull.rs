@@ -82,7 +82,7 @@ fn phases(main: &mut String, report: &PullReport) {
         "<section aria-labelledby=\"phases\"><h2 id=\"phases\">Phases</h2>\
          <p class=\"dim\">Over all layers. Busy seconds of threads or connections at once add up.</p>\
          <div class=\"wide\"><table><thead><tr><th scope=\"col\">Phase</th><th scope=\"col\" class=\"n\">Busy</th>\
-         <th scope=\"col\" class=\"n\">From</th><th scope=\"col\" class=\"n\">To</th><th scope=\"col\" class=\"n\">Bytes</th>\
+         <th scope=\"col\" class=\"n more\">From</th><th scope=\"col\" class=\"n\">To</th><th scope=\"col\" class=\"n\">Bytes</th>\
          <th scope=\"col\" class=\"n more\">Rate while busy</th></tr></thead><tbody>",
     );
     for phase in Phase::ALL {
@@ -92,7 +92,7 @@ fn phases(main: &mut String, report: &PullReport) {
         let (busy, amount) = (report.busy_seconds(phase), report.bytes(phase));
         let _ = write!(
             main,
-            "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+            "<tr><th scope=\"row\">{}</th><td class=\"n\">{}</td><td class=\"n more\">{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n more\">{}</td></tr>",
             phase.as_str().replace('_', " "),
             seconds(busy),
