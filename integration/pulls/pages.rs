@@ -50,7 +50,7 @@ async fn a_pull_is_on_its_page_and_outlives_the_daemon() {
             assert_eq!(status, 200, "{life}: {page}");
             stays_here(&page);
             let svg = drawing(&page);
-            assert!(svg.contains(&digest) && svg.contains("<path class=\"net\""), "{life}: {svg}");
+            assert!(svg.contains(&digest) && svg.contains("class=\"net\""), "{life}: {svg}");
             for word in [&image, "Bottleneck: ", "What would help:", "decompress"] {
                 assert!(page.contains(word), "{life}: {word} is not in {page}");
             }
@@ -93,8 +93,27 @@ fn by_command_line(daemon: &Daemon, image: &str) {
     roxmltree::Document::parse(&svg).unwrap();
     let trace = std::fs::read_to_string(daemon.home.path().join("a.json")).unwrap();
     assert!(trace.contains("traceEvents"));
+    watched(daemon, image);
     let unknown = daemon.hoist(&["pulls", "show", "7"]);
     assert_eq!(unknown.status.code(), Some(3));
+}
+
+/// `hoist pulls --watch` says each change once, and Ctrl-C is its proper end.
+fn watched(daemon: &Daemon, image: &str) {
+    let mut watch = std::process::Command::new(env!("CARGO_BIN_EXE_hoist"))
+        .arg("--config")
+        .arg(daemon.home.path().join("hoist.toml"))
+        .args(["pulls", "--watch"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = std::io::BufReader::new(watch.stdout.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert!(line.starts_with(image) && line.contains("pull 1  done after"), "{line}");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(watch.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(0));
 }
 
 /// While it runs: the list shows how far it is, and its own page is live.
