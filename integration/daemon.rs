@@ -163,7 +163,7 @@ fn serves_its_pages_and_drains() {
     assert_eq!(daemon.get("/readyz").0, 200);
     let (status, page) = daemon.get("/");
     assert_eq!(status, 200);
-    assert!(page.contains("No pulls since the start"), "{page}");
+    assert!(page.contains("No pull has ended yet"), "{page}");
     assert_eq!(daemon.get("/nothing").0, 404);
     daemon.hear("WATCHDOG=1");
     daemon.signal(nix::sys::signal::SIGTERM);

@@ -64,6 +64,10 @@ pub struct Reply {
     pub chunked: Option<usize>,
     /// The reply waits until so many are waiting here.
     pub barrier: Option<Arc<Barrier>>,
+    /// Nothing comes before this.
+    pub delay: Option<std::time::Duration>,
+    /// The body comes with so many bytes a second.
+    pub rate: Option<u64>,
 }
 
 impl Reply {
@@ -265,10 +269,22 @@ async fn send(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<bool> {
     } else {
         head.push_str(&format!("Content-Length: {}\r\n\r\n", reply.body.len()));
     }
+    if let Some(delay) = reply.delay {
+        tokio::time::sleep(delay).await;
+    }
     stream.write_all(head.as_bytes()).await?;
     let cut = reply.reset_after.or(reply.stall_after).unwrap_or(usize::MAX);
     let body = &reply.body[..reply.body.len().min(cut)];
     match reply.chunked {
+        None if reply.rate.is_some() => {
+            // A hundredth of a second at a time.
+            let piece = (reply.rate.unwrap() / 100).max(1) as usize;
+            let mut ticks = tokio::time::interval(std::time::Duration::from_millis(10));
+            for piece in body.chunks(piece) {
+                ticks.tick().await;
+                stream.write_all(piece).await?;
+            }
+        }
         None => stream.write_all(body).await?,
         Some(size) => {
             for piece in body.chunks(size) {

@@ -10,6 +10,7 @@ mod directory;
 mod error;
 mod inspect;
 mod progress;
+mod pulls;
 mod remote;
 mod simulate;
 mod summary;
@@ -62,12 +63,15 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
 async fn interruptible(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|source| CliError::Start { what: "a signal", source });
+    // What goes on until it is interrupted has then done all that was wanted.
+    let endless = matches!(&arguments.command, Command::Pulls(pulls) if pulls.watch);
+    let interrupted = || if endless { Ok(()) } else { Err(CliError::Interrupted) };
     let (mut interrupt, mut terminate) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     tokio::select! {
         ended = dispatch(arguments, environment) => ended,
-        _ = interrupt.recv() => Err(CliError::Interrupted),
-        _ = terminate.recv() => Err(CliError::Interrupted),
+        _ = interrupt.recv() => interrupted(),
+        _ = terminate.recv() => interrupted(),
     }
 }
 
@@ -85,7 +89,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         },
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
-        Command::Pulls(pulls) => remote::pulls(&pulls, &socket()?).await,
+        Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -213,8 +213,10 @@ pub enum LogFormat {
 /// Ended pulls.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct History {
-    /// How many are kept, in memory.
+    /// How many are kept.
     pub pulls: usize,
+    /// The most that their records may take on disk, in bytes.
+    pub max_bytes: u64,
 }
 
 /// The removal of what nobody refers to.
@@ -269,7 +271,7 @@ impl Config {
                 image_label: ImageLabel::None,
             },
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
-            history: History { pulls: 100 },
+            history: History { pulls: 100, max_bytes: 32 << 20 },
             cleanup: Cleanup {
                 grace: Duration::from_secs(30),
                 prepulled: Duration::from_secs(60 * 60),

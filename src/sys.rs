@@ -1,4 +1,5 @@
 //! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
+pub mod processors;
 pub mod sha256;
 pub mod xattrs;

@@ -101,16 +101,46 @@ pub(super) struct Inspect {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
 pub(super) struct Pulls {
-    /// Show one pull with all of its layers and phases
+    #[command(subcommand)]
+    pub(super) command: Option<PullsCommand>,
+    /// Show one pull as tables of its layers and phases
     pub(super) id: Option<u64>,
     /// At most this many ended pulls
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub(super) limit: u32,
+    /// Show them anew every second, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["id", "json"])]
+    pub(super) watch: bool,
     /// JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PullsCommand {
+    Show(ShowPull),
+}
+
+/// Draw a pull as a waterfall and say what its bottleneck was
+///
+/// Layers and phases that the pull's end waited for are marked (the critical path). With NO_COLOR set,
+/// or where standard output is no terminal, there are no colours.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct ShowPull {
+    /// The pull's number, from hoist pulls
+    pub(super) id: u64,
+    /// The whole record as JSON instead (docs/timeline.md)
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Write it for Perfetto (ui.perfetto.dev) or chrome://tracing instead, in the Trace Event format
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub(super) trace: Option<PathBuf>,
+    /// Write the waterfall as a picture instead
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub(super) svg: Option<PathBuf>,
 }
 
 /// As [`EXIT_CODES`], with what people want first.

@@ -64,8 +64,8 @@ async fn run(
         platform: Platform::host(),
         on_end: Arc::new(|_| ()),
     };
-    let puller =
-        Puller::new(registry, fetcher, budget, Arc::clone(store) as _, History::new(1), settings);
+    let history = History::bounded(1, config.pull_bounds());
+    let puller = Puller::new(registry, fetcher, budget, Arc::clone(store) as _, history, settings);
     let pulling = puller.start(&args.image, platform)?;
     let recorder = Arc::clone(pulling.recorder());
     let mut progress = Progress::new(args.quiet || args.json);
@@ -87,5 +87,5 @@ async fn run(
         .await
         .expect("merging does not panic")
         .map_err(|source| CliError::Merge { dest, source })?;
-    Ok(recorder.report())
+    Ok(recorder.report().judged())
 }

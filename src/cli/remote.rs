@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use super::args::{Ls, Pull, Pulls};
+use super::args::{Ls, Pull};
 use super::error::CliError;
 use super::progress::Progress;
 use super::table::{bytes, short, table, text};
 use super::{print, print_json, summary};
 use crate::control::control_client::ControlClient;
-use crate::control::{ListPullsRequest, ListTreesRequest, PullRequest, Tree};
+use crate::control::{ListTreesRequest, PullRequest, Tree};
 use crate::timeline::PullReport;
 
-type Client = ControlClient<tonic::transport::Channel>;
+pub(super) type Client = ControlClient<tonic::transport::Channel>;
 
-async fn connect(socket: &Path) -> Result<Client, CliError> {
+/// Reaches hoistd.
+pub(super) async fn connect(socket: &Path) -> Result<Client, CliError> {
     let refused = |reason: String| CliError::NoDaemon { socket: socket.to_owned(), reason };
     // tonic takes a path after "unix:"; it has to be absolute.
     let absolute = std::path::absolute(socket).map_err(|e| refused(e.to_string()))?;
@@ -27,31 +28,18 @@ async fn connect(socket: &Path) -> Result<Client, CliError> {
     Ok(ControlClient::new(channel).max_decoding_message_size(64 << 20))
 }
 
-fn told(status: &tonic::Status) -> CliError {
+/// What hoistd said instead of an answer.
+pub(super) fn told(status: &tonic::Status) -> CliError {
     CliError::Daemon(status.message().to_owned())
 }
 
-fn read(json: &str) -> Result<PullReport, CliError> {
+/// Reads a report.
+pub(super) fn read(json: &str) -> Result<PullReport, CliError> {
     serde_json::from_str(json).map_err(|e| {
         CliError::Daemon(format!(
             "its report cannot be read ({e}); are hoist and hoistd of one version?"
         ))
     })
-}
-
-/// `hoist pulls`.
-pub(super) async fn pulls(args: &Pulls, socket: &Path) -> Result<(), CliError> {
-    let limit = if args.id.is_some() { 0 } else { args.limit };
-    let request = ListPullsRequest { limit };
-    let answer = connect(socket).await?.list_pulls(request).await.map_err(|s| told(&s))?;
-    let reports = answer.into_inner().reports_json;
-    let mut reports = reports.iter().map(|json| read(json)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(id) = args.id {
-        reports.retain(|report| report.id == id);
-        let report = reports.first().ok_or(CliError::NoSuchPull(id))?;
-        return if args.json { print_json(report) } else { print(&summary::whole(report)) };
-    }
-    if args.json { print_json(&reports) } else { print(&summary::list(&reports)) }
 }
 
 /// `hoist ls`.

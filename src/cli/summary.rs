@@ -1,16 +1,19 @@
 //! Where the time of a pull went.
 
 use super::table::{bytes, rate, seconds, short, table, text};
-use crate::timeline::{LayerReport, LayerState, Phase, PullReport, PullState};
+use crate::timeline::waterfall::printable;
+use crate::timeline::{LayerReport, Phase, PullReport, PullState};
 
 /// A line for each pull.
 pub(super) fn list(pulls: &[PullReport]) -> String {
-    let mut table = table(&["id", "image", "state", "layers", "size", "time", "rate"], 3);
+    let header = ["id", "image", "state", "bottleneck", "layers", "size", "time", "rate"];
+    let mut table = table(&header, 4);
     for pull in pulls {
         table.add_row([
             pull.id.to_string(),
-            pull.image.clone(),
-            state(&pull.state).to_owned(),
+            printable(&pull.image),
+            pull.state.as_str().to_owned(),
+            bottleneck(pull).to_owned(),
             pull.layers.len().to_string(),
             bytes(pull.size()),
             seconds(pull.seconds),
@@ -20,26 +23,8 @@ pub(super) fn list(pulls: &[PullReport]) -> String {
     text(&table)
 }
 
-/// The word for a state.
-pub(super) fn state(state: &PullState) -> &'static str {
-    match state {
-        PullState::Running => "running",
-        PullState::Done => "done",
-        PullState::FellBack(_) => "fell back",
-        PullState::Failed(_) => "failed",
-        PullState::Cancelled => "cancelled",
-    }
-}
-
-fn layer_state(state: &LayerState) -> &'static str {
-    match state {
-        LayerState::Waiting => "waiting",
-        LayerState::Running => "running",
-        LayerState::Done => "done",
-        LayerState::Shared => "shared",
-        LayerState::Failed(_) => "failed",
-        LayerState::Cancelled => "cancelled",
-    }
+fn bottleneck(pull: &PullReport) -> &'static str {
+    pull.judgement.as_ref().map_or("-", |judgement| judgement.bottleneck.words())
 }
 
 /// A pull with all of its layers and phases.
@@ -47,7 +32,7 @@ pub(super) fn whole(pull: &PullReport) -> String {
     let mut out = format!(
         "{}: {} in {}, {} compressed, {} unpacked{}\n",
         pull.image,
-        state(&pull.state),
+        pull.state.as_str(),
         seconds(pull.seconds),
         bytes(pull.size()),
         bytes(pull.bytes(Phase::Decompress)),
@@ -61,6 +46,14 @@ pub(super) fn whole(pull: &PullReport) -> String {
     out += &layers(pull);
     out.push('\n');
     out += &phases(pull);
+    if let Some(judgement) = &pull.judgement {
+        let bottleneck = judgement.bottleneck.words();
+        out += &format!(
+            "\nBottleneck: {bottleneck}; {}.\nWhat would help: {}.\n",
+            printable(&judgement.evidence),
+            judgement.advice
+        );
+    }
     out
 }
 
@@ -74,7 +67,7 @@ fn layers(pull: &PullReport) -> String {
         let ends = layer.phases.iter().map(|p| p.end_seconds);
         table.add_row([
             short(&layer.digest),
-            layer_state(&layer.state).to_owned(),
+            layer.state.as_str().to_owned(),
             bytes(layer.size),
             layer.entries.to_string(),
             begins.reduce(f64::min).map_or("-".to_owned(), seconds),

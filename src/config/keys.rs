@@ -151,7 +151,10 @@ fn log(mut section: Section<'_, '_>, defaults: Log) -> Log {
 }
 
 fn history(mut section: Section<'_, '_>, defaults: &History) -> History {
-    let history = History { pulls: number(&mut section, "pulls", defaults.pulls, (0, 10_000)) };
+    let history = History {
+        pulls: number(&mut section, "pulls", defaults.pulls, (0, 10_000)),
+        max_bytes: size(&mut section, "max_size", defaults.max_bytes, (0, GIB)),
+    };
     section.finish();
     history
 }

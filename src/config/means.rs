@@ -2,7 +2,7 @@
 
 use super::{Config, OnError, Sync};
 use crate::budget::Budget;
-use crate::{compression, fetch, pull, registry, snapshots, unpack};
+use crate::{compression, fetch, pull, registry, snapshots, timeline, unpack};
 
 /// What the process needs beside what a pull holds: program, threads, runtime, database.
 const PROCESS_BYTES: u64 = 32 << 20;
@@ -62,6 +62,25 @@ impl Config {
             writers: self.limits.writers_per_layer,
             max_bytes: self.limits.max_unpacked_bytes,
             ..unpack::Options::default()
+        }
+    }
+
+    /// For the records of pulls: how many there may be.
+    pub fn keep(&self) -> timeline::Keep {
+        timeline::Keep { pulls: self.history.pulls, bytes: self.history.max_bytes }
+    }
+
+    /// For the records of pulls: what a pull may use.
+    pub fn pull_bounds(&self) -> timeline::Bounds {
+        timeline::Bounds {
+            connections: self
+                .fetch
+                .connections_per_image
+                .min(self.fetch.connections_per_host)
+                .min(self.fetch.connections),
+            chunk_bytes: self.fetch.chunk_bytes,
+            writers: self.limits.writers_per_layer,
+            memory_bytes: self.budget().total(),
         }
     }
 

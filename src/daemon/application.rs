@@ -194,7 +194,7 @@ async fn drain(state: &State, bound: Duration, doors: &mut Doors) {
 /// Waits until no pull has had work for a while. No pull at all is quiet at once.
 async fn quiet(history: &History) {
     let mut looks = 0;
-    while looks < DRAIN_QUIET_LOOKS && !history.list(0).is_empty() {
+    while looks < DRAIN_QUIET_LOOKS && history.running() > 0 {
         looks = if at_work(history) { 0 } else { looks + 1 };
         tokio::time::sleep(DRAIN_LOOK).await;
     }
@@ -234,7 +234,7 @@ mod tests {
     async fn a_pull_under_way_is_waited_for() {
         let history = History::new(3);
         assert_eq!(quiet(&history).now_or_never(), Some(()), "no pull at all");
-        let pull = history.open("host/image:tag");
+        let pull = history.begin("host/image:tag");
         assert!(at_work(&history), "its manifest is not there yet");
         assert_eq!(quiet(&history).now_or_never(), None);
         history.close(&pull);
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn a_pull_whose_layers_are_over_has_no_work() {
         let history = History::new(3);
-        let pull = history.open("host/image:tag");
+        let pull = history.begin("host/image:tag");
         let layer = LayerRecorder::detached();
         layer.state(LayerState::Running);
         let layer = Arc::new(layer);

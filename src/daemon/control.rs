@@ -14,7 +14,7 @@ use super::error::DaemonError;
 use crate::control::control_server::{Control, ControlServer};
 use crate::control::{
     InfoRequest, InfoResponse, ListPullsRequest, ListPullsResponse, ListTreesRequest,
-    ListTreesResponse, PullProgress, PullRequest, Tree,
+    ListTreesResponse, PullProgress, PullRequest, ShowPullRequest, ShowPullResponse, Tree,
 };
 use crate::image::Platform;
 use crate::pull::Pulling;
@@ -77,6 +77,18 @@ impl Control for ControlService {
         Ok(Response::new(ListPullsResponse { reports_json: reports.iter().map(json).collect() }))
     }
 
+    async fn show_pull(
+        &self,
+        request: Request<ShowPullRequest>,
+    ) -> Result<Response<ShowPullResponse>, Status> {
+        let id = request.into_inner().id;
+        let history = self.0.engine.history.clone();
+        let report = tokio::task::spawn_blocking(move || history.get(id)).await;
+        let report = report.map_err(|error| Status::internal(error.to_string()))?;
+        let report = report.ok_or_else(|| Status::not_found(format!("no pull {id} is known")))?;
+        Ok(Response::new(ShowPullResponse { report_json: json(&report) }))
+    }
+
     async fn list_trees(
         &self,
         _: Request<ListTreesRequest>,
@@ -129,7 +141,7 @@ impl Control for ControlService {
 async fn follow(state: Arc<State>, pulling: Pulling, sender: mpsc::Sender<Progress>) {
     let recorder = Arc::clone(pulling.recorder());
     let progress =
-        |done, error| PullProgress { report_json: json(&recorder.report()), done, error };
+        |done, error| PullProgress { report_json: json(&recorder.report().judged()), done, error };
     let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
     let mut trees = std::pin::pin!(pulling.trees());
     let ended = loop {

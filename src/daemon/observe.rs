@@ -51,13 +51,17 @@ pub(super) fn log(report: &PullReport) {
         PullState::FellBack(reason) | PullState::Failed(reason) => reason.as_str(),
         _ => "",
     };
-    let json = serde_json::to_string(report).expect("reports have string keys only");
+    let json = serde_json::to_string(&report.clone().without_samples());
+    let json = json.expect("reports have string keys only");
+    let judgement = report.judgement.as_ref();
     tracing::info!(
         pull = report.id,
         image = report.image,
         result = result(&report.state),
         reason,
         seconds = report.seconds,
+        bottleneck = judgement.map_or("", |judgement| judgement.bottleneck.as_str()),
+        evidence = judgement.map_or("", |judgement| judgement.evidence.as_str()),
         layers = report.layers.len(),
         compressed_bytes = report.size(),
         unpacked_bytes = report.bytes(Phase::Decompress),

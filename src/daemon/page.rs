@@ -1,65 +1,143 @@
-//! The page of the last pulls: one HTML document without scripts, for a look from a browser or
-//! with curl. It holds nothing that `hoist pulls --json` does not.
+//! The pages for a browser: the pulls at `/`, and one pull at `/pulls/ID`.
+//!
+//! Whole pages are drawn here, from the same records as `hoist pulls`. The one script asks for the
+//! same page again and takes its live part, so that a page is complete without it. Everything from
+//! outside (names, errors, hosts) is escaped, and the policy in `http` lets a browser load nothing
+//! but the two files beside this one.
+
+mod pull;
 
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
-use super::observe;
-use crate::timeline::{Phase, PullReport, PullState};
+use crate::timeline::figures::{bytes, rate, seconds};
+use crate::timeline::svg::escaped;
+use crate::timeline::{LayerState, Phase, PullReport, PullState};
 
-const HEAD: &str = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-<title>hoistd</title><style>body{font:14px system-ui,sans-serif;margin:2em}table{border-collapse:\
-collapse}th,td{padding:.3em .8em;text-align:right;border-bottom:1px solid #8884}th:nth-child(-n+3),\
-td:nth-child(-n+3){text-align:left}</style></head><body>";
+pub(super) use pull::pull;
 
-/// The page for these pulls.
-pub(super) fn pulls(reports: &[PullReport]) -> String {
-    let mut html = format!("{HEAD}<h1>hoistd {}</h1>", env!("CARGO_PKG_VERSION"));
-    if reports.is_empty() {
-        html.push_str("<p>No pulls since the start.</p>");
-    } else {
-        html.push_str("<table><tr><th>id</th><th>image</th><th>state</th><th>layers</th>");
-        html.push_str("<th>MB</th><th>s</th>");
-        for phase in Phase::ALL {
-            let _ = write!(html, "<th>{}</th>", phase.as_str().replace('_', " "));
-        }
-        html.push_str("</tr>");
-        for report in reports {
-            row(&mut html, report);
-        }
-        html.push_str("</table><p>The columns from wait on are busy seconds: threads or ");
-        html.push_str("connections at once add up.</p>");
-    }
-    html.push_str("<p><a href=\"/metrics\">metrics</a></p></body></html>\n");
-    html
+/// The pages' style, without that of the waterfall.
+pub(super) const STYLE: &str = include_str!("page/hoist.css");
+
+/// The pages' script.
+pub(super) const SCRIPT: &str = include_str!("page/hoist.js");
+
+/// How often the live part is asked for, in seconds: while something happens, and while not.
+const BUSY_SECONDS: u32 = 1;
+const IDLE_SECONDS: u32 = 5;
+
+/// A whole page; `live` says how often its main part changes.
+fn page(title: &str, main: &str, live: Option<u32>) -> String {
+    let live = live.map_or(String::new(), |every| format!(" data-live=\"{every}\""));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{title} · hoistd</title>\
+         <link rel=\"icon\" href=\"data:,\"><link rel=\"stylesheet\" href=\"/hoist.css\">\
+         <script src=\"/hoist.js\" defer></script></head>\n<body>\
+         <a class=\"skip\" href=\"#main\">Skip to the content</a>\
+         <header><p>hoistd <span>{version}</span></p><nav aria-label=\"Pages\"><a href=\"/\">Pulls</a>\
+         <a href=\"/metrics\">Metrics</a></nav></header>\
+         <p id=\"gone\" role=\"status\" hidden>hoistd does not answer; this is what it said last.</p>\n\
+         <main id=\"main\" tabindex=\"-1\"{live}>{main}</main></body></html>\n",
+        title = escaped(title),
+        version = env!("CARGO_PKG_VERSION"),
+    )
 }
 
-#[allow(clippy::cast_precision_loss, reason = "one decimal is shown")]
-fn row(html: &mut String, report: &PullReport) {
-    let reason = match &report.state {
-        PullState::FellBack(reason) | PullState::Failed(reason) => format!(": {reason}"),
-        _ => String::new(),
-    };
+/// The page of these pulls, running ones first.
+pub(super) fn pulls(reports: &[PullReport]) -> String {
+    let (running, ended): (Vec<_>, Vec<_>) =
+        reports.iter().partition(|report| report.state == PullState::Running);
+    let mut main = String::from("<h1>Pulls</h1><section aria-labelledby=\"running\">");
+    main.push_str("<h2 id=\"running\">Under way</h2>");
+    if running.is_empty() {
+        main.push_str("<p class=\"dim\">None.</p>");
+    } else {
+        main.push_str("<ul class=\"running\">");
+        running.iter().for_each(|report| under_way(&mut main, report));
+        main.push_str("</ul>");
+    }
+    main.push_str("</section><section aria-labelledby=\"ended\"><h2 id=\"ended\">Last pulls</h2>");
+    if ended.is_empty() {
+        main.push_str("<p class=\"dim\">No pull has ended yet.</p>");
+    } else {
+        main.push_str(
+            "<div class=\"wide\"><table><thead><tr><th scope=\"col\">Image</th><th scope=\"col\">Result</th>\
+             <th scope=\"col\">Bottleneck</th><th scope=\"col\" class=\"n\">Time</th>\
+             <th scope=\"col\" class=\"n more\">Layers</th><th scope=\"col\" class=\"n more\">Size</th>\
+             <th scope=\"col\" class=\"n more\">Rate</th><th scope=\"col\" class=\"more\">Began</th></tr></thead><tbody>",
+        );
+        ended.iter().for_each(|report| row(&mut main, report));
+        main.push_str("</tbody></table></div>");
+    }
+    main.push_str("</section>");
+    page("Pulls", &main, Some(if running.is_empty() { IDLE_SECONDS } else { BUSY_SECONDS }))
+}
+
+/// The page for a pull that is not known.
+pub(super) fn unknown() -> String {
+    let main = "<h1>No such pull</h1><p>hoistd keeps the last ones only. <a href=\"/\">All that it \
+                knows</a></p>";
+    page("No such pull", main, None)
+}
+
+fn under_way(main: &mut String, report: &PullReport) {
+    let there = |state: &LayerState| matches!(state, LayerState::Done | LayerState::Shared);
+    let done = report.layers.iter().filter(|layer| there(&layer.state)).count();
+    let got = report.bytes(Phase::Download);
+    let missing: u64 =
+        report.layers.iter().filter(|l| l.state != LayerState::Shared).map(|l| l.size).sum();
     let _ = write!(
-        html,
-        "<tr><td>{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{:.1}</td><td>{:.2}</td>",
+        main,
+        "<li><a href=\"/pulls/{id}\">{image}</a><progress max=\"{max}\" value=\"{got}\" aria-label=\"fetched\"></progress>\
+         {done} of {layers} layers, {got_text} of {missing_text} fetched at {rate}, {unpacked} unpacked, {time}</li>",
+        id = report.id,
+        image = escaped(&report.image),
+        max = missing.max(1),
+        layers = report.layers.len(),
+        got_text = bytes(got),
+        missing_text = bytes(missing),
+        rate = rate(got, report.seconds),
+        unpacked = bytes(report.bytes(Phase::Decompress)),
+        time = seconds(report.seconds),
+    );
+}
+
+fn row(main: &mut String, report: &PullReport) {
+    let bottleneck = report.judgement.as_ref().map_or("", |judgement| judgement.bottleneck.words());
+    let _ = write!(
+        main,
+        "<tr><td class=\"image\"><a href=\"/pulls/{}\">{}</a></td><td>{}</td><td>{bottleneck}</td>\
+         <td class=\"n\">{}</td><td class=\"n more\">{}</td><td class=\"n more\">{}</td>\
+         <td class=\"n more\">{}</td><td class=\"more\">{}</td></tr>",
         report.id,
         escaped(&report.image),
-        observe::result(&report.state),
-        escaped(&reason),
+        state(&report.state),
+        seconds(report.seconds),
         report.layers.len(),
-        report.size() as f64 / 1e6,
-        report.seconds,
+        bytes(report.size()),
+        rate(report.bytes(Phase::Download), report.seconds),
+        began(report),
     );
-    for phase in Phase::ALL {
-        let _ = write!(html, "<td>{:.2}</td>", report.busy_seconds(phase));
-    }
-    html.push_str("</tr>");
 }
 
-/// Image references and error texts come from outside.
-fn escaped(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    text.replace('"', "&quot;")
+/// The word for a state, in its colour.
+fn state(state: &PullState) -> String {
+    let class = match state {
+        PullState::Done => "done",
+        PullState::Failed(_) | PullState::FellBack(_) => "failed",
+        PullState::Running | PullState::Cancelled => "dim",
+    };
+    format!("<span class=\"{class}\">{}</span>", state.as_str())
+}
+
+/// When it began: 24 Nov 2026 14:03:05 GMT.
+fn began(report: &PullReport) -> String {
+    let since = Duration::try_from_secs_f64(report.began_unix_seconds).unwrap_or_default();
+    let at = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));
+    let text = at.map(httpdate::fmt_http_date).unwrap_or_default();
+    text.split_once(", ").map_or(String::new(), |(_, rest)| rest.to_owned())
 }
 
 #[cfg(test)]
@@ -67,15 +145,63 @@ mod tests {
     use super::*;
     use crate::timeline::History;
 
+    /// A history with a running, a failed and a done pull, whose names are an attack.
+    fn history() -> History {
+        let history = History::new(9);
+        for (tag, end) in [
+            ("one", Some(PullState::Done)),
+            ("two", Some(PullState::Failed("<b>a & \"b\"</b>".to_owned()))),
+            ("three", None),
+        ] {
+            let pull = history.begin(&format!("host/<script>alert({tag})</script>"));
+            if let Some(end) = end {
+                pull.ended(end);
+                history.close(&pull);
+            }
+        }
+        history
+    }
+
     #[test]
     fn what_comes_from_outside_is_escaped() {
-        let history = History::new(1);
-        let pull = history.open("host/<script>alert(1)</script>");
-        pull.ended(PullState::Failed("a & b".to_owned()));
-        history.close(&pull);
-        let html = pulls(&history.list(9));
-        assert!(html.contains("host/&lt;script&gt;"), "{html}");
-        assert!(html.contains("failed: a &amp; b"), "{html}");
-        assert!(!html.contains("<script>"), "{html}");
+        let history = history();
+        let mut pages = vec![pulls(&history.list(9))];
+        pages.extend((1..=3).map(|id| pull(&history.get(id).unwrap())));
+        for html in pages {
+            assert!(html.contains("host/&lt;script&gt;"), "{html}");
+            assert_eq!(html.matches("<script").count(), 1, "the page's own only: {html}");
+            assert!(!html.contains("<b>") && !html.contains(" style="), "{html}");
+            for (at, _) in html.match_indices("://") {
+                assert!(
+                    html[..at].ends_with("xmlns=\"http"),
+                    "an address: {}",
+                    &html[at - 20..at + 20]
+                );
+            }
+        }
+        let failed = pull(&history.get(2).unwrap());
+        assert!(failed.contains("&lt;b&gt;a &amp; &quot;b&quot;&lt;/b&gt;"), "{failed}");
+    }
+
+    #[test]
+    fn only_what_changes_is_live() {
+        let history = history();
+        assert!(pulls(&history.list(9)).contains("data-live=\"1\""));
+        assert!(
+            pulls(&[]).contains("data-live=\"5\"") && pulls(&[]).contains("No pull has ended yet")
+        );
+        assert!(pull(&history.get(3).unwrap()).contains("data-live=\"1\""));
+        assert!(!pull(&history.get(1).unwrap()).contains("data-live"));
+    }
+
+    #[test]
+    fn a_date_is_one_whatever_the_clock_says() {
+        let mut report = history().get(1).unwrap();
+        report.began_unix_seconds = 1_790_000_000.0;
+        assert_eq!(began(&report), "21 Sep 2026 14:13:20 GMT");
+        for odd in [-1.0, f64::NAN, 1e300] {
+            report.began_unix_seconds = odd;
+            began(&report);
+        }
     }
 }

@@ -38,7 +38,6 @@ impl Engine {
     /// Opens the root and makes everything that a pull needs.
     pub(super) fn open(config: &Config, no_pull: bool) -> Result<Self, DaemonError> {
         let metrics = Arc::new(Metrics::new(config.metrics.image_label));
-        let history = History::new(config.history.pulls);
         let budget = config.budget();
         let counted = Arc::clone(&metrics);
         let options = snapshots::Options {
@@ -49,6 +48,7 @@ impl Engine {
         };
         let snapshots = Snapshots::open(&config.root, options)
             .map_err(|source| DaemonError::Root { root: config.root.clone(), source })?;
+        let history = history(config);
         let puller = match no_pull {
             true => None,
             false => Some(puller(config, &snapshots, &history, &budget, &metrics)?),
@@ -79,7 +79,7 @@ impl Engine {
     /// The store does not answer.
     pub(super) fn refresh(&self) -> Result<(), crate::snapshots::Error> {
         self.metrics.store.budget(self.budget.total(), self.budget.in_use());
-        self.metrics.pulls.in_progress(self.history.list(0).len());
+        self.metrics.pulls.in_progress(self.history.running());
         for (kind, count) in self.snapshots.kinds()? {
             self.metrics.store.snapshots(kind.as_str(), count);
         }
@@ -87,6 +87,15 @@ impl Engine {
         self.metrics.store.trees(statistics.trees, statistics.tree_bytes);
         Ok(())
     }
+}
+
+/// Records of pulls, on disk if that can be: nobody's pull shall fail for them.
+fn history(config: &Config) -> History {
+    let directory = config.root.join("pulls");
+    History::open(&directory, config.keep(), config.pull_bounds()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "records of pulls are kept in memory only");
+        History::bounded(config.history.pulls, config.pull_bounds())
+    })
 }
 
 fn puller(

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::window::{Reservation, Window};
 use super::{Connection, FetchError, ImageFetcher};
 use crate::registry::{Backoff, Blob, Body, RegistryError};
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{LayerRecorder, Phase, Stall};
 
 /// One blob on its way. Clones are for the tasks of its chunks.
 #[derive(Clone)]
@@ -132,7 +132,9 @@ impl Transfer {
     async fn reserve(&self, places: &Arc<Semaphore>, part: Part) -> Reservation {
         let place = Arc::clone(places).acquire_owned().await;
         let place = place.expect("the semaphore of places is never closed");
+        let from = Instant::now();
         let bytes = self.image.shared.budget.reserve(part.end - part.start).await;
+        self.recorder.stalled(Stall::Memory, from);
         Reservation { _bytes: bytes, _place: place }
     }
 
@@ -202,7 +204,9 @@ impl Transfer {
     }
 
     async fn open(&self, start: u64, end: u64, resumes: bool) -> Result<Stream, RegistryError> {
+        let from = Instant::now();
         let connection = self.image.connection(&self.blob.host()).await;
+        self.recorder.stalled(Stall::Connection, from);
         let asked = Instant::now();
         let body = if resumes {
             self.blob.resume(start..end).await

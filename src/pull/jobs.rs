@@ -20,7 +20,7 @@ use crate::fetch::ImageFetcher;
 use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
 use crate::registry::Blob;
-use crate::timeline::{LayerRecorder, LayerState, Phase};
+use crate::timeline::{LayerRecorder, LayerState, Phase, Stall};
 use crate::unpack::{self, Summary};
 
 /// What a job makes: the tree of a DiffID, to be shared, or one more tree of it whose implied
@@ -231,11 +231,13 @@ impl Shared {
     /// Waits for a layer's turn and for its memory. A layer that needs more than its share of the
     /// half of the budget that is for layers takes the turns of others too, all if need be: so what
     /// layers hold leaves room for chunks, however large a window is.
-    async fn admit(&self, bytes: u64) -> (OwnedSemaphorePermit, Permit) {
+    async fn admit(&self, bytes: u64, recorder: &LayerRecorder) -> (OwnedSemaphorePermit, Permit) {
         let share = (self.budget.total() / 2 / u64::from(self.slot_count)).max(1);
         let turns = bytes.div_ceil(share).min(self.slot_count.into()).max(1) as u32;
         let slot = Arc::clone(&self.slots).acquire_many_owned(turns).await;
+        let from = Instant::now();
         let bytes = self.budget.reserve(bytes).await;
+        recorder.stalled(Stall::Admission, from);
         (slot.expect("the semaphore is never closed"), bytes)
     }
 
@@ -251,7 +253,7 @@ impl Shared {
         let _paid = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(PullError::Cancelled),
-            paid = self.admit(bytes) => paid,
+            paid = self.admit(bytes, &order.recorder) => paid,
         };
         order.recorder.spent(Phase::Wait, from, Instant::now());
         order.recorder.state(LayerState::Running);

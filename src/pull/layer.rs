@@ -34,7 +34,7 @@ use crate::compression::{self, Arrival, CompressionError, Decoded, Pieces, Resou
 use crate::fetch::{BlobReader, FetchError};
 use crate::hashing::{HashStream, Hashers};
 use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{LayerRecorder, Phase, Stall};
 use crate::unpack::{self, Summary, UnpackError};
 
 /// Compressed bytes that have left the window of their fetch and wait to be hashed.
@@ -88,6 +88,7 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
                 hash: blob,
                 waited: Duration::ZERO,
                 error: None,
+                recorder: Arc::clone(&recorder),
             })),
             archive: hashers.stream(ARCHIVE_BYTES_UNHASHED, hashed(&recorder)),
             recorder: &recorder,
@@ -98,11 +99,11 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
             PullError::from(StoreError::Io { doing: "start a layer's thread".to_owned(), source })
         })?;
 
-        let mut source = Archive(archive);
+        let mut source = Archive { pieces: archive, recorder: &recorder };
         let unpacked = unpack::unpack(&mut source, &dest, &unpack, &recorder);
         match &unpacked {
             // Bytes after the end of the archive belong to its digest.
-            Ok(_) => while source.0.recv().is_ok() {},
+            Ok(_) => while source.pieces.recv().is_ok() {},
             Err(error) => unwanted.store(error.is_of_the_host(), Relaxed),
         }
         drop(source);
@@ -171,14 +172,18 @@ struct Feed {
     waited: Duration,
     /// Why no more bytes come.
     error: Option<FetchError>,
+    recorder: Arc<LayerRecorder>,
 }
 
 impl Feed {
     fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         let from = Instant::now();
         let piece = self.reader.next()?;
+        self.recorder.stalled(Stall::Bytes, from);
         if let Some(piece) = &piece {
+            let from = Instant::now();
             self.hash.push(piece.clone());
+            self.recorder.stalled(Stall::Hash, from);
         }
         self.waited += from.elapsed();
         Ok(piece)
@@ -201,7 +206,10 @@ impl Feed {
             return Ok(None);
         }
         while self.next()?.is_some() {}
-        Ok(Some(BlobDigest(self.hash.finish())))
+        let from = Instant::now();
+        let digest = self.hash.finish();
+        self.recorder.stalled(Stall::Hash, from);
+        Ok(Some(BlobDigest(digest)))
     }
 }
 
@@ -290,7 +298,9 @@ impl Stage<'_> {
             let whole = (filled > 0).then(|| loan.freeze(filled));
             for bytes in whole.into_iter().chain(piece) {
                 self.recorder.bytes(Phase::Decompress, bytes.len() as u64);
+                let from = Instant::now();
                 self.archive.push(bytes.clone());
+                self.recorder.stalled(Stall::Hash, from);
                 if to_unpack.send(bytes).is_err() {
                     return Ok(false);
                 }
@@ -303,10 +313,16 @@ impl Stage<'_> {
 }
 
 /// The unpacker's input.
-struct Archive(Receiver<Bytes>);
+struct Archive<'a> {
+    pieces: Receiver<Bytes>,
+    recorder: &'a LayerRecorder,
+}
 
-impl Source for Archive {
+impl Source for Archive<'_> {
     fn next_bytes(&mut self) -> io::Result<Option<Bytes>> {
-        Ok(self.0.recv().ok())
+        let from = Instant::now();
+        let piece = self.pieces.recv().ok();
+        self.recorder.stalled(Stall::Archive, from);
+        Ok(piece)
     }
 }

@@ -239,7 +239,7 @@ impl Shared {
         start: Start,
         platform: Platform,
     ) -> Arc<ImagePull> {
-        let recorder = self.history.open(image);
+        let recorder = self.history.begin(image);
         Arc::new(ImagePull::begin(self.means.clone(), reference, start, platform, recorder))
     }
 

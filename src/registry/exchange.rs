@@ -20,7 +20,7 @@ use super::{RegistryError, Shared, retry};
 const REDIRECTS_MOST: usize = 5;
 
 /// How much of an error's body is shown.
-const DETAIL_BYTES_MOST: usize = 300;
+const DETAIL_CHARS_MOST: usize = 300;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -244,10 +244,25 @@ async fn judge(
     let wait = std::time::Duration::from_secs(1);
     let first = tokio::time::timeout(wait, response.chunk()).await;
     let first = first.ok().and_then(Result::ok).flatten().unwrap_or_default();
-    let text = String::from_utf8_lossy(&first[..first.len().min(DETAIL_BYTES_MOST)]).into_owned();
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = String::from_utf8_lossy(&first);
+    let text = if own { text.into_owned() } else { of_storage(&text) };
+    let text = text.chars().take(DETAIL_CHARS_MOST);
+    let text: String = text.map(|c| if c.is_control() { ' ' } else { c }).collect();
     let detail = if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) };
     Err(RegistryError::Status { host, what, status: status.as_u16(), detail, retry_after })
+}
+
+/// What may be shown of an error of the storage that a registry redirects to: what it calls the
+/// error, and its sentence. Around them stores repeat the request, with the presigned query that
+/// let it in: S3 and GCS in `CanonicalRequest` and `StringToSign`, Azure in
+/// `AuthenticationErrorDetail`. An answer of another form may do so anywhere.
+fn of_storage(text: &str) -> String {
+    let element = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(content, _)| content)
+    };
+    let said = [element("Code"), element("Message")];
+    said.into_iter().flatten().collect::<Vec<_>>().join(": ")
 }
 
 /// A range as it stands in a request.
@@ -259,4 +274,18 @@ pub(super) fn shown(range: &Range<u64>) -> String {
 pub(super) fn content_range(response: &Response) -> String {
     let field = response.headers().get(reqwest::header::CONTENT_RANGE);
     field.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_is_quoted_without_the_request() {
+        let s3 = "<?xml version=\"1.0\"?>\n<Error><Code>SignatureDoesNotMatch</Code><Message>The signature does \
+                  not match.</Message><StringToSign>X-Amz-Security-Token=secret</StringToSign></Error>";
+        assert_eq!(of_storage(s3), "SignatureDoesNotMatch: The signature does not match.");
+        assert_eq!(of_storage("<Error><Code>AccessDenied</Code>"), "AccessDenied");
+        assert_eq!(of_storage("cannot serve /blob?sig=secret"), "");
+    }
 }

@@ -7,6 +7,7 @@
 //! snapshots/ID/work     overlay's work directory, while it is active
 //! trees/ID/fs           a layer that hoist unpacked
 //! trash/N               what is being removed
+//! pulls/ID.json         records of pulls, which are `timeline`'s
 //! ```
 //!
 //! The database is always told first: a directory without a row is garbage, so making one ends

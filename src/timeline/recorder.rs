@@ -4,9 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::Phase;
-use super::report::{LayerReport, LayerState, PhaseReport, PullReport, PullState};
+use super::report::{
+    LayerReport, LayerState, MachineReport, PhaseReport, PullReport, PullState, StallReport,
+    VERSION,
+};
+use super::samples::Sampler;
+use super::{Phase, Stall};
 use crate::image::ImageLayer;
+use crate::sys::processors::{self, Processors};
 
 /// One phase's counters, in nanoseconds since the pull began. `first` is 0 while it has not begun,
 /// else one more than the time.
@@ -16,7 +21,11 @@ struct PhaseClock {
     last: AtomicU64,
     busy: AtomicU64,
     bytes: AtomicU64,
+    times: AtomicU64,
 }
+
+/// The phases whose bytes are sampled over time: those that a picture shows.
+const SAMPLED: [Phase; 3] = [Phase::Download, Phase::Decompress, Phase::Write];
 
 /// What is recorded of one layer. Cheap to share; every method takes `&self`.
 #[derive(Debug)]
@@ -24,6 +33,8 @@ pub struct LayerRecorder {
     began: Instant,
     layer: ImageLayer,
     phases: [PhaseClock; Phase::ALL.len()],
+    samples: [Sampler; SAMPLED.len()],
+    stalls: [AtomicU64; Stall::ALL.len()],
     retries: AtomicU64,
     entries: AtomicU64,
     state: Mutex<LayerState>,
@@ -56,6 +67,8 @@ impl LayerRecorder {
             began,
             layer,
             phases: Default::default(),
+            samples: Default::default(),
+            stalls: Default::default(),
             retries: AtomicU64::new(0),
             entries: AtomicU64::new(0),
             state: Mutex::new(LayerState::Waiting),
@@ -97,11 +110,20 @@ impl LayerRecorder {
         }
         clock.last.fetch_max(end, Relaxed);
         clock.busy.fetch_add(end.saturating_sub(begin), Relaxed);
+        clock.times.fetch_add(1, Relaxed);
     }
 
-    /// Counts bytes that went through `phase`.
+    /// Counts the time from `from` until now as waiting for something.
+    pub fn stalled(&self, stall: Stall, from: Instant) {
+        self.stalls[stall as usize].fetch_add(nanos(from.elapsed()), Relaxed);
+    }
+
+    /// Counts bytes that went through `phase` just now.
     pub fn bytes(&self, phase: Phase, bytes: u64) {
         self.phases[phase as usize].bytes.fetch_add(bytes, Relaxed);
+        if let Some(sampled) = SAMPLED.iter().position(|&sampled| sampled == phase) {
+            self.samples[sampled].add(nanos(self.began.elapsed()), bytes);
+        }
     }
 
     /// Counts a request that had to be made again.
@@ -127,18 +149,33 @@ impl LayerRecorder {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// The figures so far.
+    /// The figures so far, on the layer's own clock.
     pub fn report(&self) -> LayerReport {
+        self.report_since(self.began)
+    }
+
+    /// The figures so far, in seconds since `began`: a pull that joined another one's job shows it
+    /// on its own clock.
+    pub fn report_since(&self, began: Instant) -> LayerReport {
+        let later = nanos(began.saturating_duration_since(self.began));
+        let at = |nanos: u64| seconds(nanos.saturating_sub(later));
         let phases = Phase::ALL.iter().filter_map(|&phase| {
             let clock = &self.phases[phase as usize];
             let first = clock.first.load(Relaxed).checked_sub(1)?;
+            let sampled = SAMPLED.iter().position(|&sampled| sampled == phase);
             Some(PhaseReport {
                 phase,
-                begin_seconds: seconds(first),
-                end_seconds: seconds(clock.last.load(Relaxed)),
+                begin_seconds: at(first),
+                end_seconds: at(clock.last.load(Relaxed)),
                 busy_seconds: seconds(clock.busy.load(Relaxed)),
+                times: clock.times.load(Relaxed),
                 bytes: clock.bytes.load(Relaxed),
+                samples: sampled.and_then(|sampled| self.samples[sampled].samples(later)),
             })
+        });
+        let stalls = Stall::ALL.iter().filter_map(|&stall| {
+            let waited = self.stalls[stall as usize].load(Relaxed);
+            (waited > 0).then(|| StallReport { stall, seconds: seconds(waited) })
         });
         LayerReport {
             digest: self.layer.blob,
@@ -146,10 +183,12 @@ impl LayerRecorder {
             media_type: self.layer.media_type.clone(),
             size: self.layer.size,
             state: self.state.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            joined: later > 0,
             host: self.host.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             retries: self.retries.load(Relaxed),
             entries: self.entries.load(Relaxed),
             phases: phases.collect(),
+            stalls: stalls.collect(),
         }
     }
 }
@@ -159,13 +198,28 @@ fn seconds(nanos: u64) -> f64 {
     nanos as f64 / 1e9
 }
 
+/// What a pull may use, for whoever judges how it went. Zero where it is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Bounds {
+    /// Connections for one image.
+    pub connections: usize,
+    /// Bytes that one request asks for at most.
+    pub chunk_bytes: u64,
+    /// Threads that write the files of one layer.
+    pub writers: usize,
+    /// The memory budget that all pulls share.
+    pub memory_bytes: u64,
+}
+
 /// What is recorded of one pull.
 #[derive(Debug)]
 pub struct PullRecorder {
     id: u64,
     image: String,
+    bounds: Bounds,
     began: Instant,
     began_at: SystemTime,
+    processors: Processors,
     inner: Mutex<Inner>,
 }
 
@@ -174,17 +228,19 @@ struct Inner {
     manifest: Option<crate::image::BlobDigest>,
     resolved: Option<Duration>,
     layers: Vec<Arc<LayerRecorder>>,
-    ended: Option<(Duration, PullState)>,
+    ended: Option<(Duration, PullState, Processors)>,
 }
 
 impl PullRecorder {
-    /// A pull of `image` that begins now.
-    pub fn new(id: u64, image: &str) -> Self {
+    /// A pull of `image` that begins now and may use so much.
+    pub fn new(id: u64, image: &str, bounds: Bounds) -> Self {
         Self {
             id,
             image: image.to_owned(),
+            bounds,
             began: Instant::now(),
             began_at: SystemTime::now(),
+            processors: Processors::now(),
             inner: Mutex::new(Inner {
                 manifest: None,
                 resolved: None,
@@ -198,7 +254,7 @@ impl PullRecorder {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pull's number, unique in the life of a daemon.
+    /// The pull's number, unique among those that are kept.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -232,17 +288,20 @@ impl PullRecorder {
         let elapsed = self.began.elapsed();
         let mut inner = self.inner();
         let first = inner.ended.is_none();
-        inner.ended.get_or_insert((elapsed, state));
+        inner.ended.get_or_insert_with(|| (elapsed, state, Processors::now()));
         first
     }
 
     /// The figures so far.
     pub fn report(&self) -> PullReport {
         let inner = self.inner();
-        let (elapsed, state) =
-            inner.ended.clone().unwrap_or_else(|| (self.began.elapsed(), PullState::Running));
+        let (elapsed, state, processors) = inner
+            .ended
+            .clone()
+            .unwrap_or_else(|| (self.began.elapsed(), PullState::Running, Processors::now()));
         let began = self.began_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         PullReport {
+            version: VERSION,
             id: self.id,
             image: self.image.clone(),
             manifest: inner.manifest,
@@ -250,7 +309,22 @@ impl PullRecorder {
             seconds: elapsed.as_secs_f64(),
             resolve_seconds: inner.resolved.map(|d| d.as_secs_f64()),
             state,
-            layers: inner.layers.iter().map(|layer| layer.report()).collect(),
+            machine: self.machine(&processors),
+            layers: inner.layers.iter().map(|layer| layer.report_since(self.began)).collect(),
+            judgement: None,
+        }
+    }
+
+    fn machine(&self, until: &Processors) -> MachineReport {
+        let Bounds { connections, chunk_bytes, writers, memory_bytes } = self.bounds;
+        MachineReport {
+            cores: processors::usable(),
+            cpu_seconds: until.process_seconds - self.processors.process_seconds,
+            busy_share: self.processors.busy_share(until),
+            connections,
+            chunk_bytes,
+            writers,
+            memory_bytes,
         }
     }
 }
@@ -272,12 +346,44 @@ mod tests {
         assert!((hash.begin_seconds - 0.010).abs() < 1e-6);
         assert!((hash.end_seconds - 0.060).abs() < 1e-6);
         assert!((hash.busy_seconds - 0.020).abs() < 1e-6);
-        assert_eq!(hash.bytes, 7);
+        assert_eq!((hash.bytes, hash.times), (7, 2));
+        assert_eq!(hash.samples, None, "nobody looks at hashes over time");
+    }
+
+    #[test]
+    fn a_pull_that_joined_has_its_own_clock() {
+        let recorder = LayerRecorder::detached();
+        let t0 = recorder.began;
+        let ms = Duration::from_millis;
+        recorder.spent(Phase::Connect, t0, t0 + ms(10));
+        recorder.spent(Phase::Download, t0 + ms(10), t0 + ms(50));
+        recorder.bytes(Phase::Download, 7);
+        assert!(!recorder.report().joined);
+        let report = recorder.report_since(t0 + ms(20));
+        assert!(report.joined);
+        let (connect, download) = (&report.phases[0], &report.phases[1]);
+        assert_eq!((connect.begin_seconds, connect.end_seconds), (0.0, 0.0));
+        assert!((download.end_seconds - 0.030).abs() < 1e-6);
+        assert!((download.busy_seconds - 0.040).abs() < 1e-6, "the work is the same");
+        let samples = download.samples.as_ref().unwrap();
+        assert_eq!(samples.bytes, [7]);
+        assert!(samples.begin_seconds < 0.0);
+    }
+
+    #[test]
+    fn stalls_add_up() {
+        let recorder = LayerRecorder::detached();
+        for _ in 0..2 {
+            recorder.stalled(Stall::Bytes, Instant::now() - Duration::from_millis(5));
+        }
+        let report = recorder.report();
+        assert!(report.stall(Stall::Bytes) >= 0.010);
+        assert!(report.stall(Stall::Memory).abs() < f64::EPSILON);
     }
 
     #[test]
     fn the_first_end_counts() {
-        let pull = PullRecorder::new(1, "registry/a:b");
+        let pull = PullRecorder::new(1, "registry/a:b", Bounds::default());
         assert_eq!(pull.report().state, PullState::Running);
         assert!(pull.ended(PullState::Done));
         assert!(!pull.ended(PullState::Cancelled));

@@ -2,8 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Phase;
+use super::judge::Judgement;
+use super::samples::Samples;
+use super::{Phase, Stall};
 use crate::image::{BlobDigest, DiffId};
+
+/// The version of the form. It grows when a key changes its meaning or goes; a key that is new does
+/// not count.
+pub const VERSION: u32 = 1;
+
+fn first_version() -> u32 {
+    1
+}
 
 /// How far a pull is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -19,6 +29,19 @@ pub enum PullState {
     Failed(String),
     /// Nobody waited for it any more.
     Cancelled,
+}
+
+impl PullState {
+    /// The words for it that people read.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::FellBack(_) => "fell back",
+            Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// How far a layer is.
@@ -39,6 +62,20 @@ pub enum LayerState {
     Cancelled,
 }
 
+impl LayerState {
+    /// The word for it that people read.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Shared => "shared",
+            Self::Failed(_) => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// One phase of one layer. Times are seconds since the pull began.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PhaseReport {
@@ -50,8 +87,30 @@ pub struct PhaseReport {
     pub end_seconds: f64,
     /// How long threads or connections were busy in it; several at once add up.
     pub busy_seconds: f64,
+    /// How many spans of work that was; for `connect`, the number of requests.
+    #[serde(default)]
+    pub times: u64,
     /// Bytes that went through it.
     pub bytes: u64,
+    /// Those bytes over time, for download, decompress and write. Left out of lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Samples>,
+}
+
+impl PhaseReport {
+    /// From its begin to its end, in seconds.
+    pub fn span(&self) -> f64 {
+        self.end_seconds - self.begin_seconds
+    }
+}
+
+/// How long a part of the pipeline waited for another.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StallReport {
+    /// For what.
+    pub stall: Stall,
+    /// How long; where several wait at once (chunks), their times add up.
+    pub seconds: f64,
 }
 
 /// One layer.
@@ -67,6 +126,9 @@ pub struct LayerReport {
     pub size: u64,
     /// How far it is.
     pub state: LayerState,
+    /// Whether another pull had begun it. Phases that began before this pull are shown from 0 on.
+    #[serde(default)]
+    pub joined: bool,
     /// The host that served it.
     pub host: Option<String>,
     /// Requests that had to be made again.
@@ -75,6 +137,9 @@ pub struct LayerReport {
     pub entries: u64,
     /// The phases that have begun.
     pub phases: Vec<PhaseReport>,
+    /// What it waited for.
+    #[serde(default)]
+    pub stalls: Vec<StallReport>,
 }
 
 impl LayerReport {
@@ -87,12 +152,49 @@ impl LayerReport {
     pub fn bytes(&self, phase: Phase) -> u64 {
         self.phase(phase).map_or(0, |p| p.bytes)
     }
+
+    /// How long it waited for something, in seconds.
+    pub fn stall(&self, stall: Stall) -> f64 {
+        self.stalls.iter().find(|s| s.stall == stall).map_or(0.0, |s| s.seconds)
+    }
+
+    /// From the first request to the end of the last phase, in seconds since the pull began; `None`
+    /// where nothing was done.
+    pub fn work(&self) -> Option<(f64, f64)> {
+        let phases = || self.phases.iter().filter(|p| p.phase != Phase::Wait);
+        let begin = phases().map(|p| p.begin_seconds).reduce(f64::min)?;
+        let end = phases().map(|p| p.end_seconds).reduce(f64::max)?;
+        Some((begin, end))
+    }
+}
+
+/// What the pull could use, and what the processors did meanwhile. Zero where it is not known.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineReport {
+    /// Processors that the process may use.
+    pub cores: usize,
+    /// Processor seconds of the whole process during the pull, other pulls' too.
+    pub cpu_seconds: f64,
+    /// The share of all processors' time in which they did something, whoever for.
+    pub busy_share: Option<f64>,
+    /// Connections that the image could have at once.
+    pub connections: usize,
+    /// Bytes that one request asked for at most.
+    pub chunk_bytes: u64,
+    /// Threads that wrote the files of one layer.
+    pub writers: usize,
+    /// The memory budget that all pulls share.
+    pub memory_bytes: u64,
 }
 
 /// One pull.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct PullReport {
-    /// Its number, unique in the life of a daemon.
+    /// The version of this form, [`VERSION`].
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// Its number, unique among those that are kept.
     pub id: u64,
     /// The image reference.
     pub image: String,
@@ -106,8 +208,14 @@ pub struct PullReport {
     pub resolve_seconds: Option<f64>,
     /// How far it is.
     pub state: PullState,
+    /// What it could use.
+    #[serde(default)]
+    pub machine: MachineReport,
     /// The layers, lowest first.
     pub layers: Vec<LayerReport>,
+    /// Where the time went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judgement: Option<Judgement>,
 }
 
 impl PullReport {
@@ -123,6 +231,22 @@ impl PullReport {
 
     /// Busy seconds of a phase, over all layers.
     pub fn busy_seconds(&self, phase: Phase) -> f64 {
-        self.layers.iter().filter_map(|layer| layer.phase(phase)).map(|p| p.busy_seconds).sum()
+        // The sum of nothing is -0.0, which would be shown.
+        self.layers.iter().filter_map(|l| l.phase(phase)).fold(0.0, |sum, p| sum + p.busy_seconds)
+    }
+
+    /// The same with the judgement that follows from it.
+    #[must_use]
+    pub fn judged(mut self) -> Self {
+        self.judgement = super::judge(&self);
+        self
+    }
+
+    /// The same without samples, which are most of it: for lists and logs.
+    #[must_use]
+    pub fn without_samples(mut self) -> Self {
+        let phases = self.layers.iter_mut().flat_map(|layer| &mut layer.phases);
+        phases.for_each(|phase| phase.samples = None);
+        self
     }
 }

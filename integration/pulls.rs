@@ -1,0 +1,20 @@
+//! What is told of a pull: its bottleneck, its record, its page, and nothing that is secret.
+//!
+//! The pulls are real ones, of the engine in this process or of a `hoistd` of its own, against a registry in this process
+//! that is made slow, or a disk that is.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod faulty_registry;
+mod harness;
+
+#[path = "pulls/bottlenecks.rs"]
+mod bottlenecks;
+#[path = "pulls/daemon.rs"]
+mod daemon;
+#[path = "pulls/images.rs"]
+mod images;
+#[path = "pulls/pages.rs"]
+mod pages;
+#[path = "pulls/secrets.rs"]
+mod secrets;

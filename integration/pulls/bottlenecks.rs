@@ -1,0 +1,220 @@
+//! Pulls whose bottleneck is known because the test made it.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hoist::budget::Budget;
+use hoist::fetch::{Fetcher, Limits};
+use hoist::image::Platform;
+use hoist::pull::directory::DirectoryStore;
+use hoist::pull::{Decompression, Puller, Settings};
+use hoist::registry::{Registry, Settings as RegistrySettings};
+use hoist::timeline::{self, Bottleneck, Bounds, History, Judgement, MachineReport, PullReport};
+use hoist::unpack;
+
+use super::faulty_registry::{FaultyRegistry, Reply, Request};
+use super::harness::{must, skipped};
+use super::images::{Layer, letters, noise, push, tar};
+
+const CONNECTIONS: usize = 4;
+const CHUNK_BYTES: u64 = 64 << 10;
+const PLENTY_BYTES: u64 = 128 << 20;
+
+/// What a zstd layer reserves for its window.
+const ORDINARY_WINDOW_BYTES: u64 = 8 << 20;
+
+/// One test at a time: each is about what it has slowed down, and not about its neighbours.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Pulls with an engine of its own into `to`; what is recorded of it.
+async fn pull(image: &str, memory_bytes: u64, to: &Path) -> PullReport {
+    let store = Arc::new(DirectoryStore::new(to).unwrap());
+    let registry = Registry::new(RegistrySettings::default()).unwrap();
+    let budget = Budget::new(memory_bytes);
+    let limits = Limits {
+        chunk_bytes: CHUNK_BYTES,
+        per_image: CONNECTIONS,
+        per_host: CONNECTIONS,
+        global: CONNECTIONS,
+    };
+    let fetcher = Fetcher::new(registry.clone(), budget.clone(), limits);
+    let settings = Settings {
+        layers_at_once: 3,
+        unpack: unpack::Options { writers: 2, ..unpack::Options::default() },
+        decompression: Decompression { pool: None, window_bytes: ORDINARY_WINDOW_BYTES },
+        platform: Platform::host(),
+        on_end: Arc::new(|_| ()),
+    };
+    let bounds =
+        Bounds { connections: CONNECTIONS, chunk_bytes: CHUNK_BYTES, writers: 2, memory_bytes };
+    let history = History::bounded(1, bounds);
+    let puller = Puller::new(registry, fetcher, budget, store as _, history.clone(), settings);
+    let pulling = puller.start(image, None).unwrap();
+    pulling.trees().await.unwrap();
+    history.list(1).remove(0)
+}
+
+/// The judgement, whatever the machine was busy with beside this test: tests run side by side, and
+/// on a machine whose processors are all busy it is right to say so.
+fn judged(report: &PullReport) -> Judgement {
+    let machine = MachineReport { cpu_seconds: 0.0, busy_share: None, ..report.machine.clone() };
+    let calm = PullReport { machine, ..report.clone() };
+    timeline::judge(&calm).unwrap()
+}
+
+fn is_layer(request: &Request, reply: &Reply) -> bool {
+    request.is_blob() && reply.body.len() > 10_000
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_gives_each_connection_little() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "file", noise("network", 2 << 20))]);
+    server.script(|request, reply| {
+        let rate = is_layer(request, &reply).then_some(500_000);
+        Reply { rate, ..reply }
+    });
+    let to = tempfile::tempdir().unwrap();
+    let report = pull(&image, PLENTY_BYTES, to.path()).await;
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Network, "{judgement:?}\n{report:?}");
+    assert!(judgement.evidence.contains(&server.host), "{judgement:?}");
+    assert!(judgement.advice.contains("connections_per_image"), "{judgement:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_thinks_before_it_answers() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "file", noise("latency", 1 << 20))]);
+    server.script(|request, reply| {
+        let delay = is_layer(request, &reply).then_some(Duration::from_millis(100));
+        Reply { delay, ..reply }
+    });
+    let to = tempfile::tempdir().unwrap();
+    let report = pull(&image, PLENTY_BYTES, to.path()).await;
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::FirstByte, "{judgement:?}\n{report:?}");
+    assert!(judgement.evidence.contains("requests to"), "{judgement:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_slow_with_the_manifest() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "file", noise("manifest", 100_000))]);
+    server.script(|request, reply| {
+        let manifest = request.path.contains("/manifests/");
+        Reply { delay: manifest.then_some(Duration::from_secs(1)), ..reply }
+    });
+    let to = tempfile::tempdir().unwrap();
+    let judgement = judged(&pull(&image, PLENTY_BYTES, to.path()).await);
+    assert_eq!(judgement.bottleneck, Bottleneck::Resolve, "{judgement:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_gzip_layer_beside_small_ones() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let layers = [
+        Layer::of("gzip", "small", letters("small", 100_000)),
+        Layer::of("gzip", "large", letters("large", 48 << 20)),
+        Layer::of("zstd", "other", letters("other", 100_000)),
+    ];
+    let image = push(&server, "v1", &layers);
+    let to = tempfile::tempdir().unwrap();
+    let report = pull(&image, PLENTY_BYTES, to.path()).await;
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Decompression, "{judgement:?}\n{report:?}");
+    assert!(judgement.evidence.contains("one gzip layer"), "{judgement:?}");
+}
+
+/// The layer itself has what it needs; what is left lets one request be made at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memory_budget_that_holds_one_chunk() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "file", noise("memory", 1 << 20))]);
+    server.script(|request, reply| {
+        let delay = is_layer(request, &reply).then_some(Duration::from_millis(30));
+        Reply { delay, ..reply }
+    });
+    let to = tempfile::tempdir().unwrap();
+    let layer_bytes = hoist::pull::layer_bytes() + ORDINARY_WINDOW_BYTES;
+    let report = pull(&image, layer_bytes + CHUNK_BYTES, to.path()).await;
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Memory, "{judgement:?}\n{report:?}");
+    assert!(judgement.advice.contains("limits.memory_budget"), "{judgement:?}");
+}
+
+/// A file system of its own that writes everything through to the disk at once.
+struct SlowDisk(tempfile::TempDir);
+
+impl SlowDisk {
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (file, at) = (directory.path().join("disk"), directory.path().join("at"));
+        std::fs::create_dir(&at).unwrap();
+        std::fs::File::create(&file).unwrap().set_len(256 << 20).unwrap();
+        must(Command::new("mkfs.ext4").arg("-q").arg(&file));
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop,sync,dirsync"]).arg(&file).arg(&at);
+        mount.status().unwrap().success().then_some(Self(directory))
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("at")
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        must(Command::new("umount").arg("--lazy").arg(self.path()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_takes_its_time() {
+    let Some(disk) = SlowDisk::mount() else {
+        return skipped("a_disk_that_takes_its_time", "no file system can be mounted here");
+    };
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let files = (0..150).map(|i| (format!("file{i}"), noise("disk", 20_000)));
+    let image = push(&server, "v1", &[Layer::new("zstd", &tar(files))]);
+    let report = pull(&image, PLENTY_BYTES, &disk.path().join("to")).await;
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Disk, "{judgement:?}\n{report:?}");
+    assert!(judgement.evidence.contains("150 files"), "{judgement:?}");
+}
+
+/// One processor for three layers; the registry has the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_core_for_everything() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let layers: Vec<_> = ["a", "b", "c"]
+        .iter()
+        .map(|name| Layer::of("gzip", name, letters(name, 5 << 20)))
+        .collect();
+    let image = push(&server, "v1", &layers);
+    let home = tempfile::tempdir().unwrap();
+    let to = home.path().join("to");
+    std::fs::write(home.path().join("hoist.toml"), "").unwrap();
+    let command = move || {
+        // Others want this core too; it is this pull's as long as it wants it.
+        let mut command = Command::new("nice");
+        command.args(["-n", "-15", "taskset", "-c", "0", env!("CARGO_BIN_EXE_hoist"), "--config"]);
+        command.arg(home.path().join("hoist.toml"));
+        must(command.args(["pull", "--json", &image, "--to"]).arg(&to))
+    };
+    let told = tokio::task::spawn_blocking(command).await.unwrap();
+    let report: PullReport = serde_json::from_str(&told).unwrap();
+    assert_eq!(report.machine.cores, 1);
+    let judgement = report.judgement.as_ref().unwrap();
+    assert_eq!(judgement.bottleneck, Bottleneck::Cpu, "{report:?}");
+    assert!(judgement.evidence.contains("of 1 core "), "{judgement:?}");
+}

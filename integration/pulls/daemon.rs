@@ -1,0 +1,125 @@
+//! A `hoistd` of its own, and what it answers on each of its doors.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::harness::free_port;
+
+/// Longer than anything here takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running daemon; killed when dropped.
+pub(crate) struct Daemon {
+    child: std::process::Child,
+    pub(crate) home: tempfile::TempDir,
+    pub(crate) address: SocketAddr,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Daemon {
+    /// One that is ready, with these sections in its configuration and this `config.json` of docker's.
+    pub(crate) fn start(sections: &str, docker: &serde_json::Value) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let at = home.path().display();
+        std::fs::write(home.path().join("config.json"), docker.to_string()).unwrap();
+        let config = format!(
+            "root = \"{at}/root\"\nsocket = \"{at}/hoist.sock\"\ncontrol_socket = \"{at}/control.sock\"\n\
+             [registry]\nhosts_dirs = [\"{at}\"]\ndocker_config = \"{at}/config.json\"\n\
+             [metrics]\naddress = \"{address}\"\n\
+             [fetch]\nretries = 1\nbackoff_initial = \"1ms\"\nbackoff_max = \"2ms\"\n{sections}\n"
+        );
+        std::fs::write(home.path().join("hoist.toml"), config).unwrap();
+        let child = Self::launch(home.path());
+        let daemon = Self { child, home, address };
+        daemon.wait();
+        daemon
+    }
+
+    fn launch(home: &Path) -> std::process::Child {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"));
+        Command::new(env!("CARGO_BIN_EXE_hoistd"))
+            .env_remove("HOIST_CONFIG")
+            .arg("--config")
+            .arg(home.join("hoist.toml"))
+            .stderr(Stdio::from(log.unwrap()))
+            .spawn()
+            .unwrap()
+    }
+
+    fn wait(&self) {
+        let began = Instant::now();
+        while self.try_get("/readyz").is_none_or(|(status, _)| status != 200) {
+            assert!(began.elapsed() < PATIENCE, "hoistd does not become ready:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// kill -9, and a new start on the same root.
+    pub(crate) fn crash_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::launch(self.home.path());
+        self.wait();
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join("log")).unwrap()
+    }
+
+    fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: hoistd\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some((answer.split(' ').nth(1)?.parse().ok()?, answer))
+    }
+
+    /// Status and whole answer, headers too.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        self.try_get(path).unwrap_or_else(|| panic!("no answer to {path}\n{}", self.log()))
+    }
+
+    /// The body of an answer that has to be a good one.
+    pub(crate) fn body(&self, path: &str) -> String {
+        let (status, answer) = self.get(path);
+        assert_eq!(status, 200, "{path}: {answer}");
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+
+    /// Runs `hoist` against it.
+    pub(crate) fn hoist(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_hoist"))
+            .env_remove("HOIST_CONFIG")
+            .current_dir(self.home.path())
+            .arg("--config")
+            .arg(self.home.path().join("hoist.toml"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// What `hoist` printed, where it has to succeed.
+    pub(crate) fn told(&self, arguments: &[&str]) -> String {
+        let output = self.hoist(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {error}\n{}", self.log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Runs something that blocks beside the registry that answers it.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}

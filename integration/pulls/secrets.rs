@@ -1,0 +1,150 @@
+//! Pulls with known secrets, and a search for them in everything that hoistd says: its log at debug level, metrics, pages,
+//! records on disk, and what it tells `hoist`.
+
+use std::path::Path;
+
+use super::daemon::{Daemon, blocking};
+use super::faulty_registry::{FaultyRegistry, Reply, Request};
+use super::images::{Layer, noise, push};
+
+const PASSWORD: &str = "pa55word-of-the-registry";
+const TOKEN: &str = "bearer-t0ken-of-the-pull";
+const SIGNATURE: &str = "presigned-s1gnature";
+
+/// What a registry with a token service answers to a request without a token.
+fn challenge(host: &str) -> Reply {
+    let realm = format!(
+        "Bearer realm=\"http://{host}/token\",service=\"s\",scope=\"repository:some/image:pull\""
+    );
+    Reply::new(401, "").with("WWW-Authenticate", realm)
+}
+
+/// A registry that wants a password for a token, a token for everything else, and sends readers of blobs elsewhere.
+fn guard(server: &FaultyRegistry, elsewhere: String) {
+    let host = server.host.clone();
+    server.script(move |request: &Request, reply| {
+        if request.path == "/token" {
+            let asked = request.header("authorization").is_some_and(|a| a.starts_with("Basic "));
+            let token = serde_json::json!({ "token": TOKEN, "expires_in": 300 }).to_string();
+            return if asked { Reply::new(200, token) } else { Reply::new(401, "") };
+        }
+        if request.header("authorization") != Some(&format!("Bearer {TOKEN}")) {
+            return challenge(&host);
+        }
+        if request.is_blob() && reply.body.len() > 10_000 {
+            let name = request.path.rsplit('/').next().unwrap();
+            let to = format!("http://{elsewhere}/blobs/{name}?X-Amz-Signature={SIGNATURE}&X-Amz-Credential={SIGNATURE}");
+            return Reply::new(307, "").with("Location", to);
+        }
+        reply
+    });
+}
+
+/// All text below a directory.
+fn files(directory: &Path, into: &mut String) {
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => files(&path, into),
+            Ok(kind) if kind.is_file() => {
+                into.push_str(&String::from_utf8_lossy(&std::fs::read(&path).unwrap()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Everything that can be read of the daemon, but for what it was given.
+fn said(daemon: &Daemon, pulls: usize) -> String {
+    let mut said = daemon.log();
+    files(&daemon.home.path().join("root"), &mut said);
+    for path in ["/", "/metrics", "/pulls.json", "/healthz"] {
+        said += &daemon.get(path).1;
+    }
+    for pull in 1..=pulls {
+        for form in ["", ".json", ".trace.json"] {
+            said += &daemon.body(&format!("/pulls/{pull}{form}"));
+        }
+        said += &daemon.told(&["pulls", "show", &pull.to_string()]);
+        said += &daemon.told(&["pulls", &pull.to_string()]);
+    }
+    said + &daemon.told(&["pulls", "--json"])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_ever_said() {
+    let storage = FaultyRegistry::start().await;
+    let server = FaultyRegistry::start().await;
+    let layer = |name: &str| Layer::of("zstd", name, noise(name, 300_000));
+    let good = push(&server, "good", &[layer("good")]);
+    let denied = push(&server, "denied", &[layer("denied")]);
+    let lost = push(&server, "lost", &[layer("lost")]);
+    storage.blob(layer("good").blob);
+    guard(&server, storage.host.clone());
+    // Storage that refuses, and says in its answer what it was asked with, as S3 does.
+    storage.script(|request, reply| {
+        if reply.status == 404 {
+            return Reply::new(
+                403,
+                format!(
+                    "<Error><Code>SignatureDoesNotMatch</Code><SignatureProvided>{SIGNATURE}</SignatureProvided>{}</Error>",
+                    request.query
+                ),
+            );
+        }
+        if request.number == 0 { Reply { reset_after: Some(9), ..reply } } else { reply }
+    });
+    let docker = serde_json::json!({ "auths": { (server.host.clone()): {
+        "username": "somebody", "password": PASSWORD,
+    } } });
+    let daemon = blocking(move || {
+        let daemon = Daemon::start("[log]\nlevel = \"debug\"", &docker);
+        daemon.told(&["pull", "--snapshots", "--quiet", &good]);
+        daemon
+    })
+    .await;
+    // Storage where nobody listens.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (mut heard, daemon) = blocking(move || {
+        let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &denied]);
+        assert!(!output.status.success());
+        (String::from_utf8_lossy(&output.stderr).into_owned(), daemon)
+    })
+    .await;
+    guard(&server, closed.to_string());
+    heard += &blocking(move || {
+        let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &lost]);
+        assert!(!output.status.success());
+        let told = String::from_utf8_lossy(&output.stderr).into_owned() + &said(&daemon, 3);
+        assert!(told.contains(" DEBUG "), "the log is at debug level");
+        told
+    })
+    .await;
+    // The secrets were really used.
+    let authorised =
+        |request: &Request| request.header("authorization").is_some_and(|a| a.contains(TOKEN));
+    assert!(server.requests().iter().any(authorised));
+    assert!(storage.requests().iter().any(|request| request.query.contains(SIGNATURE)));
+    let encoded = base64(format!("somebody:{PASSWORD}").as_bytes());
+    let basic = format!("Basic {encoded}");
+    assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
+    assert!(heard.contains("SignatureDoesNotMatch"), "what storage calls its error is told");
+    for secret in [PASSWORD, TOKEN, SIGNATURE, &encoded] {
+        let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
+        assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
+    }
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(*three.get(i).unwrap_or(&0)));
+        for i in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize];
+            out.push(if i <= three.len() { char::from(digit) } else { '=' });
+        }
+    }
+    out
+}
