@@ -13,15 +13,8 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{Coordinator, Link};
 use crate::archive::LayerPath;
-use crate::unpack::UnpackError;
 use crate::unpack::files::{Label, is_whiteout, path_in};
-
-/// Symbolic links followed for one name; containerd's number.
-const LINKS_FOLLOWED: usize = 255;
-
-/// The longest path below the root that is followed, in bytes: what the kernel takes in one call.
-/// An archive's names and links can be far longer, and following those takes quadratic time.
-const LONGEST_PATH_BYTES: usize = 4095;
+use crate::unpack::{LINKS_FOLLOWED, LONGEST_PATH_BYTES, UnpackError};
 
 /// Paths through symbolic links that are remembered.
 const ALIASES: usize = 4096;
