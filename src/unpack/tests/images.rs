@@ -9,6 +9,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::*;
 use crate::erofs;
+use crate::sys::images;
 use crate::unpack::{ImageLabel, settle_image, unpack_image};
 
 /// An image and where it is mounted.
@@ -21,9 +22,9 @@ impl Mounted {
     fn new(dir: TempDir) -> Option<Self> {
         let (image, root) = (dir.path().join("layer.erofs"), dir.path().join("fs"));
         fs::create_dir_all(&root).unwrap();
-        match mount(Some(&image), &root, Some("erofs"), MsFlags::MS_RDONLY, None::<&str>) {
+        match images::mount_erofs(&image, &root) {
             Ok(()) => Some(Self { dir }),
-            Err(nix::Error::ENODEV | nix::Error::ENOTBLK) => {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTBLK)) => {
                 skipped("this kernel mounts no EROFS image files (Linux 6.12 does)");
                 None
             }
@@ -38,7 +39,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        umount2(&self.root(), MntFlags::MNT_DETACH).unwrap();
+        images::unmount(&self.root()).unwrap();
     }
 }
 
@@ -156,6 +157,11 @@ fn the_same_archive_makes_the_same_image() {
         fs::read(dest).unwrap()
     };
     assert!(bytes() == bytes());
+}
+
+#[test]
+fn a_hard_link_before_its_target_is_refused() {
+    assert!(image_refused(Archive::default().hard_link("b", "x").file("x", b"")).contains("\"b\""));
 }
 
 #[test]
@@ -401,6 +407,8 @@ fn images_stack_as_layers() {
         work.display()
     );
     mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data)).unwrap();
+    let base_root = base.root().canonicalize().unwrap();
+    assert!(images::mounted_erofs().unwrap().contains(&base_root));
     // A mounted overlay keeps its layers, whoever unmounts them elsewhere.
     drop((base, upper));
     let names = |name: &str| {
@@ -409,6 +417,7 @@ fn images_stack_as_layers() {
         all.sort();
         all
     };
+    assert!(!images::mounted_erofs().unwrap().contains(&base_root));
     let seen = (names("d"), names("o"), fs::read_to_string(merged.join("kept")).unwrap());
     fs::write(merged.join("kept"), "changed").unwrap();
     let copied = fs::read_to_string(top.join("kept")).unwrap();
