@@ -168,6 +168,21 @@ impl Coordinator<'_> {
         Ok(real)
     }
 
+    /// Refuses a hard link to what did not come yet: the link waits, and would find what comes
+    /// after it or not, as the queue wills. Says nothing of what is certain only in a barrier.
+    pub(super) fn check_target(
+        &mut self,
+        target: &LayerPath,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        let Some((parent, name)) = target.split() else { return Ok(()) };
+        let path = self.follow(&parent, label)?.join(name);
+        if self.may_be_there(&path) || self.directories.is_known(&path) {
+            return Ok(());
+        }
+        Err(label.error("linking it to its target", Errno::ENOENT))
+    }
+
     /// Makes a hard link, and gives the inode the metadata of the link's entry. Runs in a barrier.
     pub(super) fn make_link(&mut self, link: &Link) -> Result<(), UnpackError> {
         let Link { target, parent, name, attributes, label } = link;
