@@ -113,6 +113,53 @@ async fn inspect_shows_layers_for_people_and_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simulate_predicts_from_sizes_and_from_a_manifest() {
+    let (_server, image) = image().await;
+    let home = tempfile::tempdir().unwrap();
+    let (svg, html) = (home.path().join("p.svg"), home.path().join("p.html"));
+    let sizes = ["simulate", "--layer-sizes", "490.9MB,736.4MB,1472.7MB"];
+    let with = |more: &[&'static str]| sizes.iter().chain(more).copied().collect::<Vec<_>>();
+    let mut files = with(&["--model", "containerd,hoist", "--svg"]);
+    files.extend([svg.to_str().unwrap(), "--html", html.to_str().unwrap()]);
+    let (code, out, err) = run(home.path(), &files).await;
+    assert_eq!(code, 0, "{err}");
+    for word in ["containerd  18.5 s", "hoist  12.0 s", "736.4 MB", "waiting"] {
+        assert!(out.contains(word), "{word} is not in {out}");
+    }
+    // No terminal: no escapes and no letters that a log cannot show.
+    assert!(out.is_ascii() && !out.contains('\x1b'), "{out}");
+    assert!(std::fs::read_to_string(svg).unwrap().ends_with("</svg>\n"));
+    assert!(std::fs::read_to_string(html).unwrap().starts_with("<!doctype html>"));
+
+    // The manifest's own sizes, at rates of a profile.
+    let profile = home.path().join("profile.toml");
+    std::fs::write(&profile, "name = \"slow\"\n[rates]\ndownload = \"100kB/s\"\n").unwrap();
+    let named = ["simulate", &image, "--json", "--profile", profile.to_str().unwrap()];
+    let (code, out, err) = run(home.path(), &named).await;
+    assert_eq!(code, 0, "{err}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let bytes: f64 =
+        json["layers"].as_array().unwrap().iter().map(|l| l["bytes"].as_f64().unwrap()).sum();
+    assert_eq!(json["predictions"].as_array().unwrap().len(), 3);
+    for prediction in json["predictions"].as_array().unwrap() {
+        let seconds = prediction["seconds"].as_f64().unwrap();
+        assert!((seconds - bytes / 1e5).abs() < 1e-3, "{prediction}");
+    }
+
+    // What is wrong is told before anything is asked or drawn.
+    for wrong in [
+        vec!["simulate"],
+        vec!["simulate", "--layer-sizes", "5"],
+        with(&["--download", "0MB/s"]),
+        with(&["--model", "docker"]),
+        with(&["--profile", "/nonexistent"]),
+    ] {
+        let (code, out, err) = run(home.path(), &wrong).await;
+        assert_eq!((code, out.as_str()), (2, ""), "{wrong:?}: {err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exit_codes_are_as_the_help_says() {
     let (server, image) = image().await;
     let home = tempfile::tempdir().unwrap();

@@ -4,7 +4,9 @@
 //! thing it pays for and gives its bytes back when it is dropped. Waiters are served in the order
 //! of their arrival, so that a large reservation is not starved by small ones.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,6 +25,30 @@ pub struct Budget {
 #[derive(Debug)]
 pub struct Permit(#[allow(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
 
+/// A reservation that its owner looks for now and then, instead of waiting. It keeps its place in
+/// the queue all the while; dropping it gives the place up.
+pub struct Pending(Pin<Box<dyn Future<Output = Permit> + Send>>);
+
+impl Pending {
+    /// The bytes, if they have been reserved by now; then it is used up.
+    ///
+    /// # Errors
+    /// They have not: here it is again.
+    pub fn granted(mut self) -> Result<Permit, Self> {
+        // Nobody is to be woken: the owner has other work and asks again.
+        match self.0.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(permit) => Ok(permit),
+            Poll::Pending => Err(self),
+        }
+    }
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pending")
+    }
+}
+
 fn to_units(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
 }
@@ -40,6 +66,12 @@ impl Budget {
         let units = to_units(bytes).min(self.total);
         let permit = Arc::clone(&self.units).acquire_many_owned(units).await;
         Permit(permit.expect("the semaphore is never closed"))
+    }
+
+    /// Queues for `bytes` like [`reserve`](Self::reserve), for somebody who can go on without them.
+    pub fn request(&self, bytes: u64) -> Pending {
+        let budget = self.clone();
+        Pending(Box::pin(async move { budget.reserve(bytes).await }))
     }
 
     /// Takes `bytes` if they are free now.
@@ -73,6 +105,21 @@ mod tests {
         let all = budget.reserve(u64::MAX).await;
         assert_eq!(budget.in_use(), budget.total());
         drop(all);
+        assert_eq!(budget.in_use(), 0);
+    }
+
+    #[test]
+    fn a_request_keeps_its_place_without_being_waited_for() {
+        let budget = Budget::new(10 * 1024);
+        let all = budget.try_reserve(10 * 1024).unwrap();
+        let asked = budget.request(8 * 1024).granted().expect_err("nothing is free");
+        let given_up = budget.request(1024).granted().expect_err("nothing is free");
+        drop(all);
+        assert!(budget.try_reserve(4 * 1024).is_none(), "the request goes first");
+        drop(given_up);
+        let permit = asked.granted().expect("all is free");
+        assert_eq!(budget.in_use(), 8 * 1024);
+        drop(permit);
         assert_eq!(budget.in_use(), 0);
     }
 }

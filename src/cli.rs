@@ -5,11 +5,13 @@
 //! error. Errors are told once, at the end, with what to try.
 
 mod args;
+mod chart;
 mod directory;
 mod error;
 mod inspect;
 mod progress;
 mod remote;
+mod simulate;
 mod summary;
 mod table;
 
@@ -84,6 +86,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => remote::pulls(&pulls, &socket()?).await,
+        Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);

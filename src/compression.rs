@@ -1,24 +1,53 @@
-//! gzip and zstd, streaming.
+//! gzip and zstd, streaming, on one thread or several.
 //!
 //! A layer arrives as pieces of compressed bytes, in order. A [`Decoder`] pulls them from its
 //! [`Pieces`] one by one and writes what they hold straight into the buffer that its caller brings;
 //! nothing is copied on the way, and nothing beyond one piece and the format's own window is held.
-//! No threads: who calls decides where the work is done.
+//! That is all there is to a stream of one gzip member or one zstd frame, which nearly every layer
+//! is today.
+//!
+//! Where a second member or frame follows the first, the stream can be cut, and a [`Pool`] helps:
+//! segments are decoded by several threads, each into a buffer of its own, which is handed out
+//! whole ([`ahead`]). Their memory is borrowed; until it is there, and where a part of the stream
+//! cannot be cut, the stream goes on serially. What comes out is the same in all cases, errors
+//! included, because whatever does not decode by itself is left to the serial decoder.
 //!
 //! What counts as a whole stream is what containerd's own decoders take for one. gzip: any number
 //! of members, none included, so that a layer of 0 bytes is an empty layer; anything else behind a
 //! member is an error, zero padding too. zstd: any number of frames, skippable frames are passed
-//! over; windows up to 128 MiB, as the reference decoder has it. A stream that ends inside a member
-//! or frame is truncated, never short.
+//! over; windows up to [`WINDOW_BYTES_MAX`] (containerd's decoder takes up to 512 MiB). A stream
+//! that ends inside a member or frame is truncated, never short.
+//!
+//! [`seek_table`] is the table at the end of a zstd stream that says where its frames are.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::image::Compression;
 
+mod ahead;
+mod cut;
+mod frames;
 mod gzip;
+mod input;
+mod members;
+mod memory;
+mod pool;
+pub mod seek_table;
 mod zstandard;
+
+use ahead::Ahead;
+use gzip::Gzip;
+use input::{Input, Supply};
+use pool::OnHelp;
+pub use pool::Pool;
+use zstandard::Zstd;
+
+/// The largest zstd window that is decoded, in bytes: the reference decoder's own limit, and what
+/// `zstd --long` makes. A frame made with `--ultra --long=31` wants more and is refused.
+pub const WINDOW_BYTES_MAX: u64 = 128 << 20;
 
 /// Compressed bytes in order.
 pub trait Pieces {
@@ -27,22 +56,31 @@ pub trait Pieces {
     /// # Errors
     /// Whatever keeps the bytes from arriving; it comes out as [`CompressionError::Input`].
     fn next_piece(&mut self) -> io::Result<Option<Bytes>>;
+
+    /// The next bytes if they are there. A source that cannot tell waits for them.
+    ///
+    /// # Errors
+    /// Those of [`next_piece`](Self::next_piece).
+    fn ready_piece(&mut self) -> io::Result<Arrival> {
+        Ok(self.next_piece()?.map_or(Arrival::End, Arrival::Piece))
+    }
+}
+
+/// What [`Pieces::ready_piece`] finds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Arrival {
+    /// The next bytes.
+    Piece(Bytes),
+    /// They have not arrived yet.
+    Later,
+    /// There are no more.
+    End,
 }
 
 impl<F: FnMut() -> io::Result<Option<Bytes>>> Pieces for F {
     fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         self()
     }
-}
-
-/// Uncompressed bytes in order.
-pub trait Decoder {
-    /// Fills `out` with uncompressed bytes and says how many; fewer than its length only at the
-    /// end of the stream or of a piece, 0 only at the end of the stream.
-    ///
-    /// # Errors
-    /// Where the compressed bytes do not arrive, are not of the format, or end too early.
-    fn read(&mut self, out: &mut [u8]) -> Result<usize, CompressionError>;
 }
 
 /// Why a layer cannot be decompressed.
@@ -69,6 +107,23 @@ pub enum CompressionError {
         /// All compressed bytes there were.
         offset: u64,
     },
+    /// A zstd frame needs more memory for its window than it may take.
+    #[error(
+        "the zstd data needs a window of {needed} bytes, and {allowed} may be used; a larger limits.memory_budget allows more"
+    )]
+    Window {
+        /// What the frame's header says, in bytes.
+        needed: u64,
+        /// [`Resources::window_bytes`].
+        allowed: u64,
+    },
+}
+
+impl CompressionError {
+    /// Whether the bytes are at fault, and not the source or the machine.
+    pub fn is_bad_data(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Truncated { .. })
+    }
 }
 
 impl From<CompressionError> for io::Error {
@@ -77,9 +132,74 @@ impl From<CompressionError> for io::Error {
         match error {
             CompressionError::Input(source) => source,
             CompressionError::Corrupt { .. } => Self::new(io::ErrorKind::InvalidData, error),
+            CompressionError::Window { .. } => Self::new(io::ErrorKind::OutOfMemory, error),
             CompressionError::Truncated { .. } => Self::new(io::ErrorKind::UnexpectedEof, error),
         }
     }
+}
+
+/// What a decoder may use.
+#[derive(Clone)]
+pub struct Resources {
+    /// Bytes that a zstd frame's window may take; a stream that needs more ends with
+    /// [`CompressionError::Window`].
+    pub window_bytes: u64,
+    /// Who helps with a stream of several members or frames.
+    pub pool: Option<Pool>,
+    /// Told from when to when a helper has worked for this stream.
+    pub on_help: Option<OnHelp>,
+}
+
+impl Resources {
+    /// One thread, and any window that the format may have.
+    pub fn serial() -> Self {
+        Self { window_bytes: WINDOW_BYTES_MAX, pool: None, on_help: None }
+    }
+}
+
+/// The formats that are decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Format {
+    Gzip,
+    Zstd,
+}
+
+impl Format {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// What a [`Decoder::read`] comes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decoded {
+    /// So many bytes, at least one, were written to the beginning of the caller's buffer.
+    Filled(usize),
+    /// The next bytes, at least one; the caller's buffer was not used. They lie in a buffer that
+    /// the decoder needs again: until they are dropped it has less to work with.
+    Piece(Bytes),
+    /// There are no more.
+    End,
+}
+
+/// Uncompressed bytes in order.
+pub struct Decoder {
+    input: Input,
+    serial: Serial,
+    /// Bytes that the current member or frame has come to.
+    unit: u64,
+    ahead: Option<Ahead>,
+    /// Whether `ahead` is at work, and not `serial`.
+    runs_ahead: bool,
+}
+
+enum Serial {
+    Stored,
+    Gzip(Box<Gzip>),
+    Zstd(Zstd),
 }
 
 /// A decoder of what `input` brings.
@@ -89,66 +209,93 @@ impl From<CompressionError> for io::Error {
 pub fn decoder(
     compression: Compression,
     input: Box<dyn Pieces + Send>,
-) -> Result<Box<dyn Decoder + Send>, CompressionError> {
+    resources: Resources,
+) -> Result<Decoder, CompressionError> {
+    let Resources { window_bytes, pool, on_help } = resources;
     let input = Input::new(input);
-    Ok(match compression {
-        Compression::None => Box::new(Stored(input)),
-        Compression::Gzip => Box::new(gzip::Gzip::new(input)),
-        Compression::Zstd => Box::new(zstandard::Zstd::new(input)?),
-    })
+    let ahead = |format| {
+        let pool = pool.filter(|pool| pool.helpers() > 0)?;
+        Some(Ahead::new(format, pool, on_help))
+    };
+    let (serial, ahead) = match compression {
+        Compression::None => (Serial::Stored, None),
+        Compression::Gzip => (Serial::Gzip(Box::new(Gzip::new())), ahead(Format::Gzip)),
+        Compression::Zstd => (Serial::Zstd(Zstd::new(&input, window_bytes)?), ahead(Format::Zstd)),
+    };
+    Ok(Decoder { input, serial, unit: 0, ahead, runs_ahead: false })
 }
 
-/// The piece that is being decoded, and where the next ones come from.
-struct Input {
-    pieces: Box<dyn Pieces + Send>,
-    piece: Bytes,
-    /// Compressed bytes that were taken.
-    taken: u64,
-    ended: bool,
-}
-
-impl Input {
-    fn new(pieces: Box<dyn Pieces + Send>) -> Self {
-        Self { pieces, piece: Bytes::new(), taken: 0, ended: false }
-    }
-
-    /// Compressed bytes not yet taken; empty only at the end.
-    fn peek(&mut self) -> Result<&[u8], CompressionError> {
-        while self.piece.is_empty() && !self.ended {
-            match self.pieces.next_piece().map_err(CompressionError::Input)? {
-                Some(piece) => self.piece = piece,
-                None => self.ended = true,
+impl Decoder {
+    /// The next uncompressed bytes, in `out`, which must not be empty, or in a buffer of their own.
+    ///
+    /// # Errors
+    /// Where the compressed bytes do not arrive, are not of the format, end too early or need more
+    /// memory than there is.
+    pub fn read(&mut self, out: &mut [u8]) -> Result<Decoded, CompressionError> {
+        let mut filled = 0;
+        while filled < out.len() {
+            if let Some(ahead) = self.ahead.as_mut().filter(|_| self.runs_ahead) {
+                if filled > 0 {
+                    break;
+                }
+                if let Some(piece) = ahead.next(&mut self.input) {
+                    return Ok(Decoded::Piece(piece));
+                }
+                self.runs_ahead = false;
+            }
+            let count = self.serial.read(&mut self.input, &mut out[filled..])?;
+            filled += count;
+            self.unit += count as u64;
+            if self.serial.between() {
+                if self.input.supply(true) == Supply::End {
+                    break;
+                }
+                self.end_of_unit();
             }
         }
-        Ok(&self.piece)
+        Ok(if filled > 0 { Decoded::Filled(filled) } else { Decoded::End })
     }
 
-    fn take(&mut self, count: usize) {
-        // A piece that is used up goes at once: its memory is somebody's budget.
-        self.piece =
-            if count == self.piece.len() { Bytes::new() } else { self.piece.slice(count..) };
-        self.taken += count as u64;
+    /// A member or frame has ended and another follows.
+    fn end_of_unit(&mut self) {
+        let content = std::mem::take(&mut self.unit);
+        // Skippable frames and empty members are no sign of more to come.
+        if content > 0
+            && let Some(ahead) = &mut self.ahead
+        {
+            self.runs_ahead = ahead.ready(content);
+        }
     }
 
-    fn corrupt(&self, format: &'static str, what: impl ToString) -> CompressionError {
-        CompressionError::Corrupt { format, offset: self.taken, what: what.to_string() }
-    }
-
-    fn truncated(&self, format: &'static str) -> CompressionError {
-        CompressionError::Truncated { format, offset: self.taken }
+    /// How long [`read`](Self::read) has waited for helpers since the last call: time in which this
+    /// thread did not decode.
+    pub fn take_waited(&mut self) -> Duration {
+        self.ahead.as_mut().map_or(Duration::ZERO, Ahead::take_waited)
     }
 }
 
-/// Bytes that are not compressed.
-struct Stored(Input);
+impl Serial {
+    /// Fills `out`; short only at the end of a member, of a frame or of the stream.
+    fn read(&mut self, input: &mut Input, out: &mut [u8]) -> Result<usize, CompressionError> {
+        match self {
+            Self::Stored => {
+                let count = input.peek()?.len().min(out.len());
+                out[..count].copy_from_slice(&input.peek()?[..count]);
+                input.take(count);
+                Ok(count)
+            }
+            Self::Gzip(gzip) => gzip.read(input, out),
+            Self::Zstd(zstd) => zstd.read(input, out),
+        }
+    }
 
-impl Decoder for Stored {
-    fn read(&mut self, out: &mut [u8]) -> Result<usize, CompressionError> {
-        let piece = self.0.peek()?;
-        let count = piece.len().min(out.len());
-        out[..count].copy_from_slice(&piece[..count]);
-        self.0.take(count);
-        Ok(count)
+    /// Whether the input stands between two members or frames.
+    fn between(&self) -> bool {
+        match self {
+            Self::Stored => true,
+            Self::Gzip(gzip) => gzip.between(),
+            Self::Zstd(zstd) => zstd.between(),
+        }
     }
 }
 

@@ -14,13 +14,12 @@ mod means;
 mod reader;
 #[cfg(test)]
 mod tests;
-mod units;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use crate::units::{UnitError, parse_duration, parse_size};
 pub use environment::Environment;
-pub use units::{UnitError, parse_duration, parse_size};
 
 /// Where the configuration is if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/hoist/hoist.toml";
@@ -110,6 +109,9 @@ pub struct Limits {
     pub layers_at_once: usize,
     /// Threads that write the files of one layer.
     pub writers_per_layer: usize,
+    /// Threads that decompress a layer of several members or frames; all but one are shared by all
+    /// layers.
+    pub decompress_threads: usize,
     /// The most that one layer may unpack to, in bytes.
     pub max_unpacked_bytes: u64,
 }
@@ -155,6 +157,8 @@ pub struct Registry {
 pub struct Pull {
     /// Who takes over.
     pub on_error: OnError,
+    /// What of a layer a power cut may take.
+    pub sync: Sync,
     /// How long one Prepare may wait for its layer.
     pub deadline: Duration,
 }
@@ -166,6 +170,15 @@ pub enum OnError {
     Fallback,
     /// The error: the pull fails.
     Fail,
+}
+
+/// When layers are written to disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sync {
+    /// When the kernel sees fit.
+    None,
+    /// Before they are said to be there.
+    Layer,
 }
 
 /// The HTTP endpoint.
@@ -226,6 +239,7 @@ impl Config {
                 memory_budget_bytes: 256 << 20,
                 layers_at_once: cores + 1,
                 writers_per_layer: cores.min(8),
+                decompress_threads: cores,
                 max_unpacked_bytes: 128 << 30,
             },
             fetch: Fetch {
@@ -245,7 +259,11 @@ impl Config {
                 plain_http_hosts: Vec::new(),
                 ca_files: Vec::new(),
             },
-            pull: Pull { on_error: OnError::Fallback, deadline: Duration::from_secs(30 * 60) },
+            pull: Pull {
+                on_error: OnError::Fallback,
+                sync: Sync::None,
+                deadline: Duration::from_secs(30 * 60),
+            },
             metrics: Metrics {
                 address: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 9469))),
                 image_label: ImageLabel::None,

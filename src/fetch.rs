@@ -218,6 +218,11 @@ impl BlobReader {
         Ok(Some(bytes))
     }
 
+    /// Whether [`BlobReader::next`] returns at once.
+    pub fn is_ready(&self) -> bool {
+        if self.left == 0 { self.window.has_ended() } else { self.window.has_bytes() }
+    }
+
     /// What ends this fetch from elsewhere.
     pub fn canceller(&self) -> Canceller {
         Canceller { window: Arc::clone(&self.window), task: self.task.clone() }

@@ -9,8 +9,11 @@
 //! | 0 | [`budget`] | bytes in flight, reservations |
 //! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
 //! | 0 | [`metrics`] | the registry of metrics and its label types |
-//! | 0 | [`sys`] | system calls, the only `unsafe`, on top of `nix` |
-//! | 1 | [`compression`] | gzip and zstd, streaming |
+//! | 0 | [`sys`] | system calls and processor instructions, the only `unsafe`, on top of `nix` |
+//! | 0 | [`units`] | sizes, rates and durations as people write them |
+//! | 1 | [`model`] | the arithmetic of a pull: rates in, times and best splits out; pure |
+//! | 1 | [`compression`] | gzip and zstd, streaming, on several threads where a stream can be cut; the seek table |
+//! | 1 | [`hashing`] | SHA-256 of many streams at once |
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
 //! | 1 | [`erofs`] | an EROFS image, written while its content arrives |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
@@ -31,11 +34,14 @@ pub mod control;
 pub mod daemon;
 pub mod erofs;
 pub mod fetch;
+pub mod hashing;
 pub mod image;
 pub mod metrics;
+pub mod model;
 pub mod pull;
 pub mod registry;
 pub mod snapshots;
 pub mod sys;
 pub mod timeline;
+pub mod units;
 pub mod unpack;

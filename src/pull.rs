@@ -22,5 +22,11 @@ mod settle;
 pub mod trees;
 
 pub use error::PullError;
+pub use jobs::Decompression;
 pub use puller::{Claim, Puller, Pulling, Settings, parse_reference};
 pub use resolve::{Start, resolve};
+
+/// What a layer in work reserves of the budget, the window of a zstd layer apart.
+pub fn layer_bytes() -> u64 {
+    layer::bytes(crate::image::Compression::None, 0)
+}

@@ -65,6 +65,16 @@ pub enum OnLate {
     Fail,
 }
 
+/// What of a layer a power cut may take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sync {
+    /// What the kernel has not written yet: files of a layer that is said to be there may be empty.
+    #[default]
+    None,
+    /// Nothing: a layer is on disk before it is said to be there.
+    Layer,
+}
+
 /// How a root is kept.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -76,6 +86,8 @@ pub struct Options {
     pub claim_timeout: Duration,
     /// What happens then.
     pub on_late: OnLate,
+    /// Whether layers are on disk when they are told to be there.
+    pub sync: Sync,
     /// Is told how long each call of containerd took.
     pub on_call: OnCall,
 }
@@ -86,6 +98,7 @@ impl Default for Options {
             grace: Duration::from_secs(30),
             claim_timeout: Duration::from_secs(30 * 60),
             on_late: OnLate::default(),
+            sync: Sync::default(),
             on_call: OnCall::default(),
         }
     }
@@ -139,7 +152,7 @@ impl Snapshots {
         let layout = Layout::open(root)?;
         let lock = lock(&layout.root().join("lock"))?;
         check_directory_types(layout.root())?;
-        let database = Database::open(&layout.root().join("metadata.db"))?;
+        let database = Database::open(&layout.root().join("metadata.db"), options.sync)?;
         let overlay_options = mounts::overlay_options(&layout.trash());
         let this = Self {
             layout,
@@ -239,6 +252,7 @@ impl Snapshots {
     /// [`Error::Missing`], [`Error::Taken`], [`Error::NotActive`], [`Error::EmptyName`],
     /// [`Error::Database`].
     pub fn commit(&self, name: &str, key: &str, labels: &Labels) -> Result<(), Error> {
+        self.sync()?;
         self.database.write(|db| records::commit(db, key, name, labels))
     }
 
@@ -260,6 +274,14 @@ impl Snapshots {
         }
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Waits until all that was written into layers is on disk, where that was asked for.
+    fn sync(&self) -> Result<(), Error> {
+        match self.options.sync {
+            Sync::None => Ok(()),
+            Sync::Layer => self.layout.sync(),
+        }
     }
 
     /// What a snapshot occupies. Walks the files of an active snapshot every time and those of one

@@ -1,4 +1,5 @@
-//! System calls, the only `unsafe`, on top of `nix`.
+//! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
 pub mod images;
+pub mod sha256;
 pub mod xattrs;

@@ -187,6 +187,23 @@ impl UnpackError {
             Self::Entry { .. } | Self::Tree { .. } | Self::Image { .. } | Self::Panicked => false,
         }
     }
+
+    /// Whether this host cannot take the layer, whatever its bytes are: no space, an I/O error.
+    pub fn is_of_the_host(&self) -> bool {
+        let (Self::Entry { source, .. } | Self::Tree { source, .. }) = self else {
+            return matches!(self, Self::Panicked);
+        };
+        let codes = [
+            libc::ENOSPC,
+            libc::EDQUOT,
+            libc::EROFS,
+            libc::EIO,
+            libc::ENOMEM,
+            libc::EMFILE,
+            libc::ENFILE,
+        ];
+        source.raw_os_error().is_some_and(|code| codes.contains(&code))
+    }
 }
 
 #[cfg(test)]

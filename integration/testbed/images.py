@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""images.py small|big WORKDIR REGISTRY: makes the test images and pushes them to a registry on loopback.
+"""images.py small|big|bench WORKDIR REGISTRY: makes the test images and pushes them to a registry on loopback.
 
 Nothing comes out of a registry of images: Debian packages, Python wheels and npm packages become layer archives
 (layers.py, odd.py), these are compressed, described as an OCI image and pushed, as REGISTRY/NAME:{none,gzip,zstd}.
@@ -41,6 +41,12 @@ WHEELS = {
 # These say "with everything that they need"; the others name all that they bring.
 WHEELS_WITH_DEPENDENCIES = {"science", "models"}
 SMALL_TREE_FILES = 24_000
+ML = ["debian", "python", "science", "models", "torch", "cudnn", "ml-cleared"]
+# Of an image of many layers each has this many small files, about a megabyte.
+MANY = [f"many-{number:02}" for number in range(100)]
+MANY_FILES = 200
+# Archives that are large and quickly made again: they go once they are compressed.
+PASSING = {"ml-one"}
 
 MEDIA_TYPES = {
     "none": "application/vnd.oci.image.layer.v1.tar",
@@ -57,8 +63,13 @@ IMAGES = {
         "odd": (["debian", "odd-lower", "odd-upper"], ["gzip", "zstd", "none"]),
     },
     "big": {
-        "ml": (["debian", "python", "science", "models", "torch", "cudnn", "ml-cleared"], ["gzip", "zstd"]),
+        "ml": (ML, ["gzip", "zstd"]),
         "node": (["debian", "node", "application"], ["gzip", "zstd"]),
+    },
+    # Shapes that are hard on a puller: all in one layer, and next to nothing in each of a hundred.
+    "bench": {
+        "ml-one": (["ml-one"], ["gzip"]),
+        "many": (MANY, ["gzip"]),
     },
 }
 
@@ -120,7 +131,8 @@ class Workshop:
             started = time.monotonic()
             self.makers()[name](done + ".part")
             os.rename(done + ".part", done)
-            say(f"layer {name}: {os.path.getsize(done) / 1e6:.0f} MB in {time.monotonic() - started:.0f} s")
+            if time.monotonic() - started >= 1:
+                say(f"layer {name}: {os.path.getsize(done) / 1e6:.0f} MB in {time.monotonic() - started:.0f} s")
         return done
 
     def makers(self):
@@ -137,12 +149,18 @@ class Workshop:
             "ml-cleared": lambda out: layers.whiteouts(
                 out, [f"{site}/pandas/tests/", "usr/share/common-licenses/GPL-1"]
             ),
+            "ml-one": lambda out: layers.flattened(out, [self.layer(name) for name in ML]),
             "odd-lower": odd.lower,
             "odd-upper": odd.upper,
         }
+        for number, name in enumerate(MANY):
+            makers[name] = lambda out, number=number: layers.small_files(out, MANY_FILES, f"srv/many/{number:02}", number)
         for name in WHEELS:
             makers[name] = lambda out, name=name: layers.wheels(out, self.wheels(name))
         return makers
+
+    def has_blob(self, name, form):
+        return os.path.exists(self.path("blobs", f"{name}.{form}.json"))
 
     def blob(self, name, form):
         """A layer in its compressed form: path and descriptor, with its DiffID. The description is kept beside the blob."""
@@ -153,9 +171,10 @@ class Workshop:
                 # The archive goes by a pipe, so that gzip notes neither name nor time.
                 with open(source, "rb") as archive:
                     subprocess.run(COMPRESSORS[form], stdin=archive, stdout=file, check=True)
-            write_json(
-                note, {"digest": file_digest(out), "size": os.path.getsize(out), "diff_id": file_digest(source)}
-            )
+            sizes = {"size": os.path.getsize(out), "unpacked": os.path.getsize(source)}
+            write_json(note, {"digest": file_digest(out), "diff_id": file_digest(source), **sizes})
+            if name in PASSING:
+                os.remove(source)
         return self.path("blobs", f"{name}.{form}"), json.load(open(note))
 
 
@@ -287,9 +306,9 @@ def main():
         if not registry.has(f"/v2/{image}/manifests/{form}")
     ]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        wanted = {name for _, names, _ in missing for name in names}
-        list(pool.map(workshop.layer, sorted(wanted, key=list(workshop.makers()).index)))
         forms = sorted({(name, form) for _, names, form in missing for name in names})
+        wanted = {name for name, form in forms if not workshop.has_blob(name, form)}
+        list(pool.map(workshop.layer, sorted(wanted, key=list(workshop.makers()).index)))
         list(pool.map(lambda it: workshop.blob(*it), forms))
     for image, names, form in missing:
         push(registry, workshop, image, names, form)

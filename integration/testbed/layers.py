@@ -129,13 +129,13 @@ def directory(out, source, prefix):
     subprocess.run(command, check=True)
 
 
-def small_files(out, count, prefix="srv/application/node_modules"):
+def small_files(out, count, prefix="srv/application/node_modules", seed=20250101):
     """`count` small files in the shape of an npm tree: many packages, nested, scripts with short texts, some links.
 
     The sizes follow what such trees have: half below 1 KiB, a tail up to some 60 KiB. Texts come out of a small
     vocabulary, so that they compress about as source code does.
     """
-    chance = random.Random(20250101)
+    chance = random.Random(seed)
     syllables = ["ka", "lo", "mi", "ren", "so", "tur", "vex", "nil", "ob", "pa", "qui", "zed"]
     words = ["".join(chance.choices(syllables, k=chance.randint(1, 4))) for _ in range(3000)]
     kinds = ["index.js", "index.d.ts", "README.md", "LICENSE", "package.json"]
@@ -182,3 +182,49 @@ def whiteouts(out, paths):
             else:
                 parent, name = os.path.split(path)
                 layer.regular(f"{parent}/.wh.{name}" if parent else f".wh.{name}", 0, None)
+
+
+def _ancestors(path):
+    while path := os.path.dirname(path):
+        yield path
+
+
+def _survivors(stack):
+    """Of each archive of a stack, lowest first: the paths that can be seen through all that lies above it."""
+    taken, hidden, opaque, kept = {}, set(), set(), []
+    for archive in reversed(stack):
+        own, new_hidden, new_opaque = {}, set(), set()
+        with tarfile.open(archive) as tar:
+            for entry in tar:
+                path = os.path.normpath(entry.name)
+                parent, name = os.path.split(path)
+                if name == ".wh..wh..opq":
+                    new_opaque.add(parent)
+                elif name.startswith(".wh."):
+                    new_hidden.add(os.path.join(parent, name[4:]))
+                else:
+                    own[path] = entry.isdir()
+        covered = lambda path: (
+            path in hidden
+            or (path in taken and not (taken[path] and own[path]))
+            or any(up in hidden or up in opaque or taken.get(up) is False for up in _ancestors(path))
+        )
+        kept.append({path for path in own if not covered(path)})
+        taken.update({path: own[path] for path in kept[-1]})
+        hidden |= new_hidden
+        opaque |= new_opaque
+    return kept[::-1]
+
+
+def flattened(out, stack):
+    """All layers of `stack` (archives, lowest first) in one, without what is hidden; a directory keeps its lowest metadata."""
+    with LayerWriter(out) as layer:
+        for archive, kept in zip(stack, _survivors(stack)):
+            with tarfile.open(archive) as tar:
+                for entry in tar:
+                    path = os.path.normpath(entry.name)
+                    if path not in kept or path == ".":
+                        continue
+                    if entry.islnk() and os.path.normpath(entry.linkname) not in kept:
+                        raise RuntimeError(f"{path} of {archive} is a link to a file that a layer above replaces")
+                    layer.add(entry, tar.extractfile(entry) if entry.isreg() else None)

@@ -60,6 +60,7 @@ async fn run(
     let settings = Settings {
         layers_at_once: config.limits.layers_at_once,
         unpack: config.unpack_options(),
+        decompression: config.decompression(&budget),
         platform: Platform::host(),
         on_end: Arc::new(|_| ()),
     };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::ConfigError;
 use crate::image::ManifestError;
+use crate::model::ProfileError;
 use crate::pull::PullError;
 use crate::pull::trees::StoreError;
 use crate::registry::RegistryError;
@@ -32,6 +33,12 @@ pub(super) enum CliError {
     Daemon(String),
     #[error("hoistd knows no pull {0}")]
     NoSuchPull(u64),
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("cannot read the profile {}: {source}", path.display())]
+    ReadProfile { path: PathBuf, source: std::io::Error },
+    #[error("the profile {}: {source}", path.display())]
+    Profile { path: PathBuf, source: ProfileError },
     #[error("writing to standard output: {0}")]
     Output(std::io::Error),
     #[error("interrupted; what was half done is removed")]
@@ -42,7 +49,11 @@ impl CliError {
     /// As the help texts say.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Platform(_) | Self::Pull(PullError::Reference { .. }) => 2,
+            Self::Config(_)
+            | Self::Platform(_)
+            | Self::ReadProfile { .. }
+            | Self::Profile { .. }
+            | Self::Pull(PullError::Reference { .. }) => 2,
             Self::NoSuchPull(_) => 3,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
@@ -59,6 +70,12 @@ impl CliError {
                 "Is hoistd running (systemctl status hoistd), and is this its control socket (--control-socket)? \
                  It answers to root only.",
             ),
+            Self::ReadProfile { .. } => {
+                Some("A profile is a file, or one of these names: even, two-cores-gzip.")
+            }
+            Self::Profile { .. } => {
+                Some("docs/model.md shows a whole profile; rates are written as \"225MB/s\".")
+            }
             Self::NoSuchPull(_) => {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")
             }

@@ -2,6 +2,8 @@ use std::io::Write as _;
 
 use super::*;
 
+mod ahead;
+
 fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     encoder.write_all(data).unwrap();
@@ -34,12 +36,21 @@ fn decode(
     piece: usize,
     room: usize,
 ) -> Result<Vec<u8>, CompressionError> {
-    let mut decoder = decoder(compression, pieces(data, piece))?;
-    let (mut all, mut out) = (Vec::new(), vec![0; room]);
+    read_all(decoder(compression, pieces(data, piece), Resources::serial())?, room)
+        .map(|(bytes, _)| bytes)
+}
+
+/// All bytes, and how many of them came in buffers of their own.
+fn read_all(mut decoder: Decoder, room: usize) -> Result<(Vec<u8>, usize), CompressionError> {
+    let (mut all, mut ahead, mut out) = (Vec::new(), 0, vec![0; room]);
     loop {
         match decoder.read(&mut out)? {
-            0 => return Ok(all),
-            count => all.extend_from_slice(&out[..count]),
+            Decoded::Filled(count) => all.extend_from_slice(&out[..count]),
+            Decoded::Piece(bytes) => {
+                ahead += bytes.len();
+                all.extend_from_slice(&bytes);
+            }
+            Decoded::End => return Ok((all, ahead)),
         }
     }
 }
@@ -133,7 +144,31 @@ fn a_window_above_128_mib_is_refused() {
 #[test]
 fn the_reason_of_a_broken_source_comes_through() {
     let broken = || Err(io::Error::new(io::ErrorKind::ConnectionReset, "blob sha256:… broke"));
-    let mut decoder = decoder(Compression::Gzip, Box::new(broken)).unwrap();
+    let mut decoder = decoder(Compression::Gzip, Box::new(broken), Resources::serial()).unwrap();
     let error = io::Error::from(decoder.read(&mut [0; 8]).unwrap_err());
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_window_above_what_it_may_take_is_told_before_memory_is_set_aside() {
+    let stream = |log| {
+        let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(log).unwrap();
+        // The first frame's window does not say what the second's is.
+        encoder.write_all(&[5; 100_000]).unwrap();
+        encoder.flush().unwrap();
+        [zstd(b"first"), encoder.finish().unwrap()].concat()
+    };
+    let decode = |log, window_bytes, piece| {
+        let resources = Resources { window_bytes, ..Resources::serial() };
+        let decoder = decoder(Compression::Zstd, pieces(&stream(log), piece), resources);
+        read_all(decoder.unwrap(), 1000).map(|(bytes, _)| bytes.len())
+    };
+    for piece in [1, 5, 1000] {
+        let error = decode(24, 8 << 20, piece).unwrap_err();
+        assert!(!error.is_bad_data());
+        let CompressionError::Window { needed, allowed } = error else { panic!("{error}") };
+        assert_eq!((needed, allowed), (16 << 20, 8 << 20));
+        assert_eq!(decode(24, 16 << 20, piece).unwrap(), 100_005);
+    }
 }

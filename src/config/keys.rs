@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::reader::{Document, Section};
 use super::{
     Cleanup, Config, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics, Mistake, OnError,
-    Pull, Registry, parse_duration, parse_size,
+    Pull, Registry, Sync, parse_duration, parse_size,
 };
 
 const KIB: u64 = 1 << 10;
@@ -74,6 +74,7 @@ fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
         ),
         layers_at_once: count(s, "layers_at_once", defaults.layers_at_once, 64),
         writers_per_layer: count(s, "writers_per_layer", defaults.writers_per_layer, 64),
+        decompress_threads: count(s, "decompress_threads", defaults.decompress_threads, 64),
         max_unpacked_bytes: size(s, "max_unpacked", defaults.max_unpacked_bytes, (MIB, 64 * TIB)),
     };
     section.finish();
@@ -120,6 +121,7 @@ fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
     let words = [("fallback", OnError::Fallback), ("fail", OnError::Fail)];
     let pull = Pull {
         on_error: word(s, "on_error", defaults.on_error, &words),
+        sync: word(s, "sync", defaults.sync, &[("none", Sync::None), ("layer", Sync::Layer)]),
         deadline: duration(s, "deadline", defaults.deadline, (1, 24 * 3600)),
     };
     section.finish();

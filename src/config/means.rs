@@ -1,8 +1,8 @@
 //! What a configuration means for the rooms below.
 
-use super::{Config, OnError};
+use super::{Config, OnError, Sync};
 use crate::budget::Budget;
-use crate::{fetch, registry, snapshots, unpack};
+use crate::{compression, fetch, pull, registry, snapshots, unpack};
 
 /// What the process needs beside what a pull holds: program, threads, runtime, database.
 const PROCESS_BYTES: u64 = 32 << 20;
@@ -42,6 +42,20 @@ impl Config {
         }
     }
 
+    /// For decompressing, inside `budget`.
+    pub fn decompression(&self, budget: &Budget) -> pull::Decompression {
+        // Layers themselves reserve up to a half. What their frames borrow leaves room for the two
+        // chunks without which no fetch goes on; so does a layer that is alone with a large window.
+        let (total, chunks) = (budget.total(), 2 * self.fetch.chunk_bytes);
+        let lent = (total / 4).min((total / 2).saturating_sub(chunks));
+        let pool = compression::Pool::new(self.limits.decompress_threads, budget.clone(), lent);
+        let window_bytes = total.saturating_sub(chunks + pull::layer_bytes());
+        pull::Decompression {
+            pool: Some(pool),
+            window_bytes: window_bytes.min(compression::WINDOW_BYTES_MAX),
+        }
+    }
+
     /// For the unpacker.
     pub fn unpack_options(&self) -> unpack::Options {
         unpack::Options {
@@ -59,6 +73,10 @@ impl Config {
             on_late: match self.pull.on_error {
                 OnError::Fallback => snapshots::OnLate::Fallback,
                 OnError::Fail => snapshots::OnLate::Fail,
+            },
+            sync: match self.pull.sync {
+                Sync::None => snapshots::Sync::None,
+                Sync::Layer => snapshots::Sync::Layer,
             },
             ..snapshots::Options::default()
         }

@@ -102,6 +102,7 @@ fn puller(
     let settings = pull::Settings {
         layers_at_once: config.limits.layers_at_once,
         unpack: config.unpack_options(),
+        decompression: config.decompression(budget),
         platform: Platform::host(),
         on_end: Arc::new(move |report: &PullReport| {
             observe::count(&counted, report);

@@ -128,6 +128,18 @@ impl Window {
         }
     }
 
+    /// Whether [`Window::ended`] knows already.
+    pub(super) fn has_ended(&self) -> bool {
+        let state = self.state();
+        state.finished || state.closed
+    }
+
+    /// Whether [`Window::take`] has something to tell.
+    pub(super) fn has_bytes(&self) -> bool {
+        let state = self.state();
+        state.closed || state.chunks.front().is_some_and(|chunk| !chunk.pieces.is_empty())
+    }
+
     /// Ends the stream with an error; the first one counts.
     pub(super) fn fail(&self, error: FetchError) {
         let mut state = self.state();

@@ -124,9 +124,9 @@ impl PullError {
     /// another way of pulling.
     pub fn is_integrity(&self) -> bool {
         match self {
-            Self::BlobMismatch { .. } | Self::DiffIdMismatch { .. } | Self::Decompress { .. } => {
-                true
-            }
+            Self::BlobMismatch { .. } | Self::DiffIdMismatch { .. } => true,
+            // Too large a window is not the image's fault; containerd may have room for it.
+            Self::Decompress { source, .. } => source.is_bad_data(),
             Self::Fetch { source, .. } => source.is_integrity(),
             Self::Unpack { source, .. } => source.is_bad_archive(),
             _ => false,

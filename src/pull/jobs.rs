@@ -8,14 +8,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::PullError;
-use super::layer::{self, LAYER_BYTES, Work};
+use super::layer::{self, ORDINARY_WINDOW_BYTES, Work};
 use super::trees::{HeldTree, StagedTree, TreeStore};
-use crate::budget::Budget;
+use crate::budget::{Budget, Permit};
+use crate::compression::{CompressionError, Pool, Resources};
 use crate::fetch::ImageFetcher;
+use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
 use crate::registry::Blob;
 use crate::timeline::{LayerRecorder, LayerState, Phase};
@@ -32,7 +34,18 @@ pub(super) struct Key {
 /// How a job ended.
 pub(super) type Outcome = Result<HeldTree, PullError>;
 
+/// What decompressing may take beside what every layer has reserved for it.
+#[derive(Clone)]
+pub struct Decompression {
+    /// Who helps with layers of several members or frames.
+    pub pool: Option<Pool>,
+    /// The most that a zstd window may take, in bytes. A layer with a larger window than usual is
+    /// begun anew with so much reserved, for which it waits until fewer others are in work.
+    pub window_bytes: u64,
+}
+
 /// What a job needs to begin.
+#[derive(Clone)]
 pub(super) struct Order {
     pub(super) key: Key,
     pub(super) layer: ImageLayer,
@@ -50,7 +63,11 @@ struct Shared {
     store: Arc<dyn TreeStore>,
     budget: Budget,
     slots: Arc<Semaphore>,
+    /// All there are.
+    slot_count: u32,
+    hashers: Hashers,
     unpack: unpack::Options,
+    decompression: Decompression,
     running: Mutex<HashMap<Key, Running>>,
 }
 
@@ -120,10 +137,22 @@ impl Jobs {
         budget: Budget,
         layers_at_once: usize,
         unpack: unpack::Options,
+        decompression: Decompression,
     ) -> Self {
-        let affordable = usize::try_from(budget.total() / 2 / LAYER_BYTES).unwrap_or(usize::MAX);
-        let slots = Arc::new(Semaphore::new(layers_at_once.min(affordable).max(1)));
-        Self(Arc::new(Shared { store, budget, slots, unpack, running: Mutex::default() }))
+        let layer = layer::bytes(Compression::Zstd, ORDINARY_WINDOW_BYTES);
+        let affordable = usize::try_from(budget.total() / 2 / layer).unwrap_or(usize::MAX);
+        let count = layers_at_once.min(affordable).clamp(1, u16::MAX.into());
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self(Arc::new(Shared {
+            store,
+            budget,
+            slots: Arc::new(Semaphore::new(count)),
+            slot_count: count as u32,
+            hashers: Hashers::new(cores),
+            unpack,
+            decompression,
+            running: Mutex::default(),
+        }))
     }
 
     /// Joins the job of `order.key`, or begins it.
@@ -183,18 +212,46 @@ impl Shared {
         let _ = ended.send(Some(outcome));
     }
 
+    /// Makes the tree; anew where it turns out that the layer's window needs more memory.
     async fn make(self: &Arc<Self>, order: Order, cancel: &CancellationToken) -> Outcome {
+        let mut window_bytes = ORDINARY_WINDOW_BYTES;
+        loop {
+            let outcome = self.attempt(order.clone(), window_bytes, cancel).await;
+            let Err(PullError::Decompress { source, .. }) = &outcome else { return outcome };
+            let CompressionError::Window { needed, .. } = **source else { return outcome };
+            // In powers of two, so that a stream of growing windows is not begun too often.
+            let larger = needed.next_power_of_two().min(self.decompression.window_bytes);
+            if larger < needed || larger <= window_bytes {
+                return outcome;
+            }
+            window_bytes = larger;
+        }
+    }
+
+    /// Waits for a layer's turn and for its memory. A layer that needs more than its share of the
+    /// half of the budget that is for layers takes the turns of others too, all if need be: so what
+    /// layers hold leaves room for chunks, however large a window is.
+    async fn admit(&self, bytes: u64) -> (OwnedSemaphorePermit, Permit) {
+        let share = (self.budget.total() / 2 / u64::from(self.slot_count)).max(1);
+        let turns = bytes.div_ceil(share).min(self.slot_count.into()).max(1) as u32;
+        let slot = Arc::clone(&self.slots).acquire_many_owned(turns).await;
+        let bytes = self.budget.reserve(bytes).await;
+        (slot.expect("the semaphore is never closed"), bytes)
+    }
+
+    async fn attempt(
+        self: &Arc<Self>,
+        order: Order,
+        window_bytes: u64,
+        cancel: &CancellationToken,
+    ) -> Outcome {
         let from = Instant::now();
-        let admitted = async {
-            let slot = Arc::clone(&self.slots).acquire_owned().await;
-            let bytes = self.budget.reserve(LAYER_BYTES).await;
-            (slot.expect("the semaphore is never closed"), bytes)
-        };
+        let bytes = layer::bytes(order.compression, window_bytes);
         // Held until the tree is published.
         let _paid = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(PullError::Cancelled),
-            paid = admitted => paid,
+            paid = self.admit(bytes) => paid,
         };
         order.recorder.spent(Phase::Wait, from, Instant::now());
         order.recorder.state(LayerState::Running);
@@ -202,7 +259,7 @@ impl Shared {
         let store = Arc::clone(&self.store);
         let staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
         let recorder = Arc::clone(&order.recorder);
-        match self.unpack(order, &staged, cancel).await {
+        match self.unpack(order, window_bytes, &staged, cancel).await {
             Ok(summary) => {
                 let _busy = recorder.time(Phase::Commit);
                 let store = Arc::clone(&self.store);
@@ -221,9 +278,19 @@ impl Shared {
         }
     }
 
+    fn resources(&self, window_bytes: u64, recorder: &Arc<LayerRecorder>) -> Resources {
+        // A layer with a large window may be in work alone because there is no room for more.
+        let pool = self.decompression.pool.clone();
+        let pool = pool.filter(|_| window_bytes == ORDINARY_WINDOW_BYTES);
+        let recorder = Arc::clone(recorder);
+        let on_help = move |from, to| recorder.spent(Phase::Decompress, from, to);
+        Resources { window_bytes, pool, on_help: Some(Arc::new(on_help)) }
+    }
+
     async fn unpack(
         &self,
         order: Order,
+        window_bytes: u64,
         staged: &StagedTree,
         cancel: &CancellationToken,
     ) -> Result<Summary, PullError> {
@@ -233,7 +300,9 @@ impl Shared {
         let stop = reader.canceller();
         let named = layer.clone();
         let dest = staged.path.clone();
-        let work = Work { layer, compression, reader, dest, unpack: self.unpack.clone(), recorder };
+        let resources = self.resources(window_bytes, &recorder);
+        let (hashers, unpack) = (self.hashers.clone(), self.unpack.clone());
+        let work = Work { layer, compression, resources, reader, hashers, dest, unpack, recorder };
         let mut running = std::pin::pin!(blocking(&named, move || layer::run(work)));
         tokio::select! {
             ended = &mut running => ended?,

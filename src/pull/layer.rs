@@ -1,54 +1,72 @@
 //! One layer, from the first byte that arrives to the last file that is written.
 //!
-//! Four stages, each a thread, with bounded queues between them; the unpacker has its own writer
-//! threads behind it. Nothing waits for the whole of anything:
+//! Two stages, each a thread, with a bounded queue between them; the unpacker has its own writer
+//! threads behind it, and the hashes are made by the threads of [`crate::hashing`], which all
+//! layers share. Nothing waits for the whole of anything:
 //!
 //! ```text
-//! BlobReader ─▶ blob hash ─▶ decoder ─▶ DiffID hash ─▶ unpacker ─▶ writers
-//!              (pieces as    (fixed set of buffers, see `buffers`)
-//!               they came)
+//! BlobReader ─▶ decoder ──(fixed set of buffers)──▶ unpacker ─▶ writers
+//!        ╰─▶ blob's hash ╰─▶ archive's hash
 //! ```
 //!
-//! The hashes run beside the decoder, not behind it, because they are a third to a half of a
-//! layer's work. A layer is whole only when both digests have been compared; until then its tree
-//! is staged and nobody can see it. When a stage fails, its queues close and the others stop; the
-//! error that is told is the one nearest to the cause: a decoder that chokes on bytes which turn
-//! out to be the wrong ones is a mismatch of digests, so the blob is hashed to its end first.
+//! Whole frames that [`compression::Pool`] has decoded come in buffers of their own.
+//!
+//! The hashes are made beside the way, not on it: they are a third of a layer's work. A layer is
+//! whole only when both digests have been compared; until then its tree is staged and nobody can
+//! see it. When a stage fails, its queue closes and the other stops; the error that is told is the
+//! one nearest to the cause: a decoder that chokes on bytes which turn out to be the wrong ones is
+//! a mismatch of digests, so the blob is hashed to its end first.
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sha2::Digest as _;
 
 use super::PullError;
 use super::buffers::{BUFFER_BYTES, BUFFERS, Buffers};
 use super::trees::StoreError;
 use crate::archive::Source;
-use crate::compression::{self, CompressionError, Pieces};
+use crate::compression::{self, Arrival, CompressionError, Decoded, Pieces, Resources};
 use crate::fetch::{BlobReader, FetchError};
-use crate::image::{BlobDigest, Compression, DiffId, ImageLayer, Sha256};
+use crate::hashing::{HashStream, Hashers};
+use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
 use crate::timeline::{LayerRecorder, Phase};
 use crate::unpack::{self, Summary, UnpackError};
 
-/// Compressed pieces between the blob's hash and the decoder.
-const QUEUED_PIECES: usize = 16;
+/// Compressed bytes that have left the window of their fetch and wait to be hashed.
+const BLOB_BYTES_UNHASHED: usize = 4 << 20;
+
+/// Uncompressed bytes that wait to be hashed: half of the buffers, so that a hash that waits for a
+/// partner never keeps the decoder from going on.
+const ARCHIVE_BYTES_UNHASHED: usize = BUFFERS * BUFFER_BYTES / 2;
+
+/// Bytes of a decoder's own state, its window apart.
+const DECODER_BYTES: u64 = 1 << 20;
+
+/// The zstd window that every layer has room for: what BuildKit makes at its default level, and the
+/// `zstd` tool up to level 19. (`zstd -3` has 2 MiB, gzip 32 KiB.)
+pub(super) const ORDINARY_WINDOW_BYTES: u64 = 8 << 20;
 
 /// What a layer in work takes of the memory budget beside the window of its fetch: the buffers,
-/// the queue of pieces (a piece is at most as large as an HTTP client's read buffer, 256 KiB), and
-/// a decoder's own window.
-pub(super) const LAYER_BYTES: u64 =
-    (BUFFERS * BUFFER_BYTES + QUEUED_PIECES * 256 * 1024) as u64 + (4 << 20);
+/// what waits for the blob's hash, and the decoder with its window. What a stream of several frames
+/// holds beside that is borrowed by `compression` itself.
+pub(super) fn bytes(compression: Compression, window_bytes: u64) -> u64 {
+    let queues = (BUFFERS * BUFFER_BYTES + BLOB_BYTES_UNHASHED) as u64;
+    let window = if compression == Compression::Zstd { window_bytes } else { 0 };
+    queues + DECODER_BYTES + window
+}
 
 /// What is needed to make a layer's tree.
 pub(super) struct Work {
     pub(super) layer: ImageLayer,
     pub(super) compression: Compression,
+    pub(super) resources: Resources,
     pub(super) reader: BlobReader,
+    pub(super) hashers: Hashers,
     pub(super) dest: PathBuf,
     pub(super) unpack: unpack::Options,
     pub(super) recorder: Arc<LayerRecorder>,
@@ -59,76 +77,70 @@ pub(super) struct Work {
 /// # Errors
 /// Whatever failed first in the order of a byte's way; `dest` then holds a part of the tree.
 pub(super) fn run(work: Work) -> Result<Summary, PullError> {
-    let Work { layer, compression, reader, dest, unpack, recorder } = work;
-    let recorder = &*recorder;
-    let bad_data = &AtomicBool::new(false);
+    let Work { layer, compression, resources, reader, hashers, dest, unpack, recorder } = work;
+    let unwanted = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (to_decoder, pieces) = sync_channel(QUEUED_PIECES);
-        let (to_diff, decoded) = sync_channel(BUFFERS);
         let (to_unpack, archive) = sync_channel(BUFFERS);
-        let blob =
-            spawn(scope, "hoist-blob", move || hash_blob(reader, &to_decoder, bad_data, recorder))?;
-        let decoder = spawn(scope, "hoist-decode", move || {
-            let decoded = decode(compression, pieces, &to_diff, recorder);
-            bad_data.store(decoded.is_err(), Relaxed);
-            decoded
+        let blob = hashers.stream(BLOB_BYTES_UNHASHED, hashed(&recorder));
+        let stage = Stage {
+            feed: Arc::new(Mutex::new(Feed {
+                reader,
+                hash: blob,
+                waited: Duration::ZERO,
+                error: None,
+            })),
+            archive: hashers.stream(ARCHIVE_BYTES_UNHASHED, hashed(&recorder)),
+            recorder: &recorder,
+        };
+        let run = move || stage.run(compression, resources, &to_unpack, unwanted);
+        let stage = std::thread::Builder::new().name("hoist-decode".to_owned());
+        let stage = stage.spawn_scoped(scope, run).map_err(|source| {
+            PullError::from(StoreError::Io { doing: "start a layer's thread".to_owned(), source })
         })?;
-        let diff =
-            spawn(scope, "hoist-diff", move || hash_archive(&decoded, &to_unpack, recorder))?;
 
         let mut source = Archive(archive);
-        let unpacked = unpack::unpack(&mut source, &dest, &unpack, recorder);
-        if unpacked.is_ok() {
+        let unpacked = unpack::unpack(&mut source, &dest, &unpack, &recorder);
+        match &unpacked {
             // Bytes after the end of the archive belong to its digest.
-            while source.0.recv().is_ok() {}
-        } else {
-            bad_data.store(true, Relaxed);
+            Ok(_) => while source.0.recv().is_ok() {},
+            Err(error) => unwanted.store(error.is_of_the_host(), Relaxed),
         }
         drop(source);
-        let ended = Ended {
-            blob: joined(blob, &layer, "the blob's hash")?,
-            decoder: joined(decoder, &layer, "the decoder")?,
-            diff: joined(diff, &layer, "the archive's hash")?,
-            unpacked,
-        };
-        ended.judge(&layer)
+        let panicked = |_| PullError::Internal { layer: layer.blob, what: "its decoder" };
+        Ended { decoded: stage.join().map_err(panicked)?, unpacked }.judge(&layer)
     })
 }
 
-fn spawn<'scope, 'env, T: Send + 'scope>(
-    scope: &'scope std::thread::Scope<'scope, 'env>,
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<std::thread::ScopedJoinHandle<'scope, T>, PullError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(|error| {
-        PullError::from(StoreError::Io {
-            doing: "start a thread for a layer".to_owned(),
-            source: error,
-        })
+/// Notes in `recorder` what is hashed.
+fn hashed(recorder: &Arc<LayerRecorder>) -> crate::hashing::Hashed {
+    let recorder = Arc::clone(recorder);
+    Box::new(move |from, busy, bytes| {
+        recorder.spent(Phase::Hash, from, from + busy);
+        recorder.bytes(Phase::Hash, bytes);
     })
-}
-
-fn joined<T>(
-    handle: std::thread::ScopedJoinHandle<'_, T>,
-    layer: &ImageLayer,
-    what: &'static str,
-) -> Result<T, PullError> {
-    handle.join().map_err(|_| PullError::Internal { layer: layer.blob, what })
 }
 
 /// How the stages ended.
 struct Ended {
+    decoded: Upstream,
+    unpacked: Result<Summary, UnpackError>,
+}
+
+/// How the stage up to the decoder ended.
+struct Upstream {
+    /// `None` where the rest of the blob was not worth fetching.
     blob: Result<Option<BlobDigest>, FetchError>,
     decoder: Result<(), CompressionError>,
+    /// `None` where the decoder did not come to the end.
     diff: Option<DiffId>,
-    unpacked: Result<Summary, UnpackError>,
 }
 
 impl Ended {
     /// The summary, if everything is as the image says; else the error nearest to the cause.
     fn judge(self, layer: &ImageLayer) -> Result<Summary, PullError> {
+        let Self { decoded, unpacked } = self;
         let blob = layer.blob;
-        match self.blob {
+        match decoded.blob {
             Err(FetchError::Cancelled) => return Err(PullError::Cancelled),
             Err(error) => return Err(PullError::Fetch { layer: blob, source: Arc::new(error) }),
             Ok(Some(actual)) if actual != blob => {
@@ -136,12 +148,12 @@ impl Ended {
             }
             Ok(_) => {}
         }
-        self.decoder
+        decoded
+            .decoder
             .map_err(|error| PullError::Decompress { layer: blob, source: Arc::new(error) })?;
-        let summary = self
-            .unpacked
-            .map_err(|error| PullError::Unpack { layer: blob, source: Arc::new(error) })?;
-        match self.diff {
+        let summary =
+            unpacked.map_err(|error| PullError::Unpack { layer: blob, source: Arc::new(error) })?;
+        match decoded.diff {
             Some(actual) if actual == layer.diff_id => Ok(summary),
             Some(actual) => {
                 Err(PullError::DiffIdMismatch { layer: blob, expected: layer.diff_id, actual })
@@ -151,97 +163,143 @@ impl Ended {
     }
 }
 
-/// Hashes compressed bytes and passes them on. Where the decoder has gone because of what the
-/// bytes are, the rest is hashed all the same, to say whether they are the right bytes; where it
-/// has gone for another reason, there is no answer.
-fn hash_blob(
-    mut reader: BlobReader,
-    to_decoder: &SyncSender<Bytes>,
-    bad_data: &AtomicBool,
-    recorder: &LayerRecorder,
-) -> Result<Option<BlobDigest>, FetchError> {
-    let mut hasher = sha2::Sha256::new();
-    let mut open = true;
-    while let Some(piece) = reader.next()? {
-        {
-            let _busy = recorder.time(Phase::Hash);
-            hasher.update(&piece);
-        }
-        recorder.bytes(Phase::Hash, piece.len() as u64);
-        open = open && to_decoder.send(piece).is_ok();
-        if !open && !bad_data.load(Relaxed) {
-            return Ok(None);
-        }
-    }
-    Ok(Some(BlobDigest(Sha256::from_bytes(hasher.finalize().into()))))
+/// The blob on its way into the decoder and into its hash.
+struct Feed {
+    reader: BlobReader,
+    hash: HashStream,
+    /// Time that the decoder waited for bytes.
+    waited: Duration,
+    /// Why no more bytes come.
+    error: Option<FetchError>,
 }
 
-/// The decoder's input, with a clock for the time that it waits.
-struct Arriving {
-    pieces: Receiver<Bytes>,
-    waited: Arc<std::sync::atomic::AtomicU64>,
+impl Feed {
+    fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let from = Instant::now();
+        let piece = self.reader.next()?;
+        if let Some(piece) = &piece {
+            self.hash.push(piece.clone());
+        }
+        self.waited += from.elapsed();
+        Ok(piece)
+    }
+
+    /// The next bytes if they are there.
+    fn ready(&mut self) -> Result<Arrival, FetchError> {
+        match self.reader.is_ready() {
+            false => Ok(Arrival::Later),
+            true => Ok(self.next()?.map_or(Arrival::End, Arrival::Piece)),
+        }
+    }
+
+    /// The digest of the whole blob, which is read to its end where somebody `wants` that.
+    fn end(mut self, wants: bool) -> Result<Option<BlobDigest>, FetchError> {
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        if !wants {
+            return Ok(None);
+        }
+        while self.next()?.is_some() {}
+        Ok(Some(BlobDigest(self.hash.finish())))
+    }
+}
+
+fn locked(feed: &Mutex<Feed>) -> MutexGuard<'_, Feed> {
+    feed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The decoder's input.
+struct Arriving(Arc<Mutex<Feed>>);
+
+impl Arriving {
+    /// Asks the feed; its error is kept there, and a word of it goes to the decoder.
+    fn ask<T>(&self, ask: impl FnOnce(&mut Feed) -> Result<T, FetchError>) -> io::Result<T> {
+        let mut feed = locked(&self.0);
+        ask(&mut feed).map_err(|error| {
+            let told = io::Error::other(error.to_string());
+            feed.error = Some(error);
+            told
+        })
+    }
 }
 
 impl Pieces for Arriving {
     fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
-        let from = Instant::now();
-        let piece = self.pieces.recv().ok();
-        let waited = u64::try_from(from.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.waited.fetch_add(waited, Relaxed);
-        Ok(piece)
+        self.ask(Feed::next)
+    }
+
+    fn ready_piece(&mut self) -> io::Result<Arrival> {
+        self.ask(Feed::ready)
     }
 }
 
-fn decode(
-    compression: Compression,
-    pieces: Receiver<Bytes>,
-    to_diff: &SyncSender<Bytes>,
-    recorder: &LayerRecorder,
-) -> Result<(), CompressionError> {
-    let waited = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let input = Box::new(Arriving { pieces, waited: Arc::clone(&waited) });
-    let mut decoder = compression::decoder(compression, input)?;
-    let buffers = Buffers::new();
-    loop {
-        let mut loan = buffers.take();
-        let from = Instant::now();
-        waited.store(0, Relaxed);
-        let mut filled = 0;
-        let mut ended = false;
-        while filled < BUFFER_BYTES && !ended {
-            let read = decoder.read(&mut loan.space()[filled..])?;
-            filled += read;
-            ended = read == 0;
-        }
-        // The wait is taken off the front: what is left is how long the decoder worked.
-        recorder.spent(
-            Phase::Decompress,
-            from + Duration::from_nanos(waited.load(Relaxed)),
-            Instant::now(),
-        );
-        recorder.bytes(Phase::Decompress, filled as u64);
-        if filled > 0 && to_diff.send(loan.freeze(filled)).is_err() || ended {
-            return Ok(());
-        }
-    }
+/// The way of a byte up to the unpacker.
+struct Stage<'a> {
+    feed: Arc<Mutex<Feed>>,
+    archive: HashStream,
+    recorder: &'a LayerRecorder,
 }
 
-/// Hashes the archive and passes it on; `None` where the unpacker has gone.
-fn hash_archive(
-    decoded: &Receiver<Bytes>,
-    to_unpack: &SyncSender<Bytes>,
-    recorder: &LayerRecorder,
-) -> Option<DiffId> {
-    let mut hasher = sha2::Sha256::new();
-    for piece in decoded {
-        {
-            let _busy = recorder.time(Phase::Hash);
-            hasher.update(&piece);
-        }
-        recorder.bytes(Phase::Hash, piece.len() as u64);
-        to_unpack.send(piece).ok()?;
+impl Stage<'_> {
+    /// Decodes the blob and hashes both sides. Where the decoder or the unpacker fails because of
+    /// what the bytes are, the rest is hashed all the same, to say whether they are the right
+    /// bytes; where they are `unwanted` for another reason, it is not even fetched.
+    fn run(
+        mut self,
+        compression: Compression,
+        resources: Resources,
+        to_unpack: &SyncSender<Bytes>,
+        unwanted: &AtomicBool,
+    ) -> Upstream {
+        let decoded = self.decode(compression, resources, to_unpack);
+        let diff = matches!(decoded, Ok(true)).then(|| DiffId(self.archive.finish()));
+        // The decoder, which had the other reference, is gone.
+        let feed = Arc::into_inner(self.feed).expect("nobody else has the feed");
+        let feed = feed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let suspect = decoded.as_ref().err().is_none_or(CompressionError::is_bad_data);
+        let blob = feed.end(suspect && !unwanted.load(Relaxed));
+        Upstream { blob, decoder: decoded.map(drop), diff }
     }
-    Some(DiffId(Sha256::from_bytes(hasher.finalize().into())))
+
+    /// Decodes until the end, or until nobody takes the archive any more: `false`.
+    fn decode(
+        &mut self,
+        compression: Compression,
+        resources: Resources,
+        to_unpack: &SyncSender<Bytes>,
+    ) -> Result<bool, CompressionError> {
+        let input = Box::new(Arriving(Arc::clone(&self.feed)));
+        let mut decoder = compression::decoder(compression, input, resources)?;
+        let buffers = Buffers::new();
+        loop {
+            let mut loan = buffers.take();
+            let from = Instant::now();
+            locked(&self.feed).waited = Duration::ZERO;
+            let (mut filled, mut piece, mut ended) = (0, None, false);
+            while filled < BUFFER_BYTES && piece.is_none() && !ended {
+                match decoder.read(&mut loan.space()[filled..])? {
+                    Decoded::Filled(count) => filled += count,
+                    Decoded::Piece(bytes) => piece = Some(bytes),
+                    Decoded::End => ended = true,
+                }
+            }
+            // The wait is taken off the front: what is left is how long the decoder worked.
+            let from = from + locked(&self.feed).waited + decoder.take_waited();
+            self.recorder.spent(Phase::Decompress, from, Instant::now());
+            let whole = (filled > 0).then(|| loan.freeze(filled));
+            for bytes in whole.into_iter().chain(piece) {
+                self.recorder.bytes(Phase::Decompress, bytes.len() as u64);
+                self.archive.push(bytes.clone());
+                if to_unpack.send(bytes).is_err() {
+                    return Ok(false);
+                }
+            }
+            if ended {
+                return Ok(true);
+            }
+        }
+    }
 }
 
 /// The unpacker's input.

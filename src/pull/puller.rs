@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::PullError;
 use super::image::{ImagePull, Means};
-use super::jobs::Jobs;
+use super::jobs::{Decompression, Jobs};
 use super::resolve::Start;
 use super::settle::Settler;
 use super::trees::{HeldTree, TreeStore};
@@ -42,6 +42,8 @@ pub struct Settings {
     pub layers_at_once: usize,
     /// How layers are unpacked.
     pub unpack: unpack::Options,
+    /// How layers are decompressed.
+    pub decompression: Decompression,
     /// The platform to choose from an index.
     pub platform: Platform,
     /// Told of every pull that has ended.
@@ -107,8 +109,13 @@ impl Puller {
         history: History,
         settings: Settings,
     ) -> Self {
-        let jobs =
-            Jobs::new(Arc::clone(&store), budget, settings.layers_at_once, settings.unpack.clone());
+        let jobs = Jobs::new(
+            Arc::clone(&store),
+            budget,
+            settings.layers_at_once,
+            settings.unpack.clone(),
+            settings.decompression.clone(),
+        );
         let means = Means { registry, fetcher, jobs, store };
         Self(Arc::new(Shared {
             means,

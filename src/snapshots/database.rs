@@ -5,7 +5,8 @@
 //! seconds; `synchronous=NORMAL` leaves it to the checkpoints. A daemon that is killed loses
 //! nothing by that (the log is in the page cache), a power cut can lose the last transactions but
 //! never the consistency, and what a lost transaction named is swept as unreferenced on the next
-//! start.
+//! start. Where layers are synced ([`Sync::Layer`]), every transaction is as well: there is little
+//! else left to write then.
 //!
 //! A checkpoint does sync, and so does the first write after it, so none happens on a call's way
 //! either: the sweeper asks for it while no layer is being written, or when the log grew so long that
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+use super::Sync;
 use super::error::Error;
 
 /// The format that this code writes. Raise it with a step in [`migrate`].
@@ -80,9 +82,12 @@ pub(super) struct Database {
 
 impl Database {
     /// Opens the database, creating or upgrading it where needed.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    pub(super) fn open(path: &Path, sync: Sync) -> Result<Self, Error> {
         let mut writer = Connection::open(path)?;
         configure(&writer)?;
+        if sync == Sync::Layer {
+            writer.pragma_update(None, "synchronous", "FULL")?;
+        }
         writer.pragma_update(None, "journal_mode", "WAL")?;
         writer.pragma_update(None, "wal_autocheckpoint", 0)?;
         migrate(&mut writer)?;
@@ -163,11 +168,11 @@ mod tests {
     fn refuses_what_a_newer_hoist_wrote() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metadata.db");
-        drop(Database::open(&path).unwrap());
+        drop(Database::open(&path, Sync::None).unwrap());
         let raw = Connection::open(&path).unwrap();
         raw.pragma_update(None, "user_version", FORMAT + 1).unwrap();
         drop(raw);
-        let error = Database::open(&path).err().unwrap();
+        let error = Database::open(&path, Sync::None).err().unwrap();
         assert!(matches!(error, Error::Newer { found: 2, known: 1 }), "{error}");
         assert!(error.to_string().contains("newer hoist"));
     }
@@ -175,7 +180,7 @@ mod tests {
     #[test]
     fn the_log_is_emptied_where_it_is_worth_it() {
         let directory = tempfile::tempdir().unwrap();
-        let database = Database::open(&directory.path().join("metadata.db")).unwrap();
+        let database = Database::open(&directory.path().join("metadata.db"), Sync::None).unwrap();
         let length = || fs::metadata(&database.log).unwrap().len();
         let insert =
             "INSERT INTO trees (diff_id, state, implied) VALUES ('x', 0, zeroblob(1000000))";
@@ -196,7 +201,7 @@ mod tests {
     #[test]
     fn a_transaction_that_fails_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let database = Database::open(&directory.path().join("metadata.db")).unwrap();
+        let database = Database::open(&directory.path().join("metadata.db"), Sync::None).unwrap();
         let insert = "INSERT INTO trees (diff_id, state) VALUES ('x', 0)";
         let failed: Result<(), Error> = database.write(|tx| {
             tx.execute(insert, [])?;

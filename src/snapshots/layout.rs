@@ -50,6 +50,14 @@ impl Layout {
         &self.root
     }
 
+    /// Waits until the whole file system is on disk: one call for all files of a layer, where a sync
+    /// of each would be a journal commit of each.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        let root = fs::File::open(&self.root).map_err(Error::io("opening", &self.root))?;
+        let synced = nix::unistd::syncfs(root).map_err(std::io::Error::from);
+        synced.map_err(Error::io("syncing", &self.root))
+    }
+
     pub(super) fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")
     }

@@ -58,6 +58,7 @@ impl TreeStore for Snapshots {
         inodes: u64,
         implied: Vec<PathBuf>,
     ) -> Result<TreeInfo, StoreError> {
+        self.sync()?;
         let id = tree.id;
         let sql = "
             UPDATE trees SET state = ?2, bytes = ?3, inodes = ?4, implied = ?5
@@ -76,6 +77,7 @@ impl TreeStore for Snapshots {
     }
 
     fn settled(&self, id: TreeId, metadata: Vec<u8>) -> Result<(), StoreError> {
+        self.sync()?;
         let sql = "
             UPDATE trees SET settled = ?2
             WHERE id = ?1 AND state = ?3 AND (settled IS NULL OR settled = ?2)";

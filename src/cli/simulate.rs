@@ -1,0 +1,245 @@
+//! `hoist simulate`: how a pull would go, before anybody pulls.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+
+use super::args::Simulate;
+use super::chart::{self, Chart, Row};
+use super::error::CliError;
+use super::table::{bytes, seconds, table, text};
+use super::{print, print_json};
+use crate::config::{Config, Environment};
+use crate::image::Platform;
+use crate::model::{Load, Model, Prediction, Profile, Rates, simulate};
+use crate::pull::{self, Start};
+use crate::registry::Registry;
+
+/// What is pulled: layers, and what to call it.
+struct Subject {
+    title: String,
+    layers: Vec<Load>,
+}
+
+/// Predicts, draws and writes. The configuration is read only if a registry is asked.
+pub(super) async fn run(
+    args: &Simulate,
+    config: impl FnOnce() -> Result<Config, CliError>,
+    environment: &Environment,
+) -> Result<(), CliError> {
+    let profile = profile(args)?;
+    let sizes = match &args.image {
+        Some(image) => image_sizes(args, image, config()?).await?,
+        None => args.layer_sizes.iter().map(|size| size.0).collect(),
+    };
+    let subject = subject(args, &sizes);
+    let mut models = args.model.clone();
+    if models.is_empty() {
+        models = vec![Model::Containerd, Model::ContainerdParallel, Model::Hoist];
+    }
+    let mut seen = Vec::new();
+    models.retain(|model| {
+        !seen.contains(model) && {
+            seen.push(*model);
+            true
+        }
+    });
+    let told: Vec<(Rates, Prediction)> = models
+        .into_iter()
+        .map(|model| {
+            let rates = profile.rates_for(model);
+            let told = simulate(&subject.layers, &rates, model);
+            (rates, told)
+        })
+        .collect();
+    if args.json {
+        print_json(&json(&subject, &profile, &told))?;
+    }
+    let chart = drawn(&subject, &profile, &told);
+    write(args.svg.as_deref(), || chart::svg::picture(&chart))?;
+    write(args.html.as_deref(), || chart::html::page(&chart))?;
+    if args.json { Ok(()) } else { print(&shown(&chart, environment)) }
+}
+
+fn write(to: Option<&Path>, content: impl FnOnce() -> String) -> Result<(), CliError> {
+    let Some(path) = to else { return Ok(()) };
+    std::fs::write(path, content())
+        .map_err(|source| CliError::Write { path: path.to_owned(), source })
+}
+
+/// The profile that was asked for, with what the flags say instead.
+fn profile(args: &Simulate) -> Result<Profile, CliError> {
+    let mut profile = match &args.profile {
+        None => Profile::named("even").expect("it is one of the names"),
+        Some(name) => match Profile::named(name) {
+            Some(profile) => profile,
+            None => read(Path::new(name))?,
+        },
+    };
+    let rates = &mut profile.rates;
+    rates.download = args.download.unwrap_or(rates.download);
+    rates.per_connection = args.per_connection.or(rates.per_connection);
+    rates.connections = args.connections.unwrap_or(rates.connections);
+    rates.downloads = args.downloads.or(rates.downloads);
+    rates.cores = args.cores.unwrap_or(rates.cores);
+    rates.disk = args.disk.or(rates.disk);
+    rates.latency = args.latency.unwrap_or(rates.latency);
+    if let Some(extract) = args.extract {
+        // A rate by hand holds for every model, and says all there is to say of the chain.
+        (rates.extract, rates.per_core) = (extract, None);
+        profile.models.values_mut().for_each(|m| (m.extract, m.per_core) = (None, None));
+    }
+    if let Some(file) = args.per_file {
+        rates.per_file = file;
+        profile.models.values_mut().for_each(|m| m.per_file = None);
+    }
+    Ok(profile)
+}
+
+fn read(path: &Path) -> Result<Profile, CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| CliError::ReadProfile { path: path.to_owned(), source })?;
+    Profile::parse(&text).map_err(|source| CliError::Profile { path: path.to_owned(), source })
+}
+
+/// The sizes in the image's manifest.
+#[allow(clippy::cast_precision_loss, reason = "sizes of layers are below 2^53")]
+async fn image_sizes(
+    args: &Simulate,
+    image: &str,
+    mut config: Config,
+) -> Result<Vec<f64>, CliError> {
+    config.registry.plain_http_hosts.extend(args.plain_http.iter().cloned());
+    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
+    let registry = Registry::new(config.registry_settings())?;
+    let reference = pull::parse_reference(image)?;
+    let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;
+    Ok(plan.layers.iter().map(|layer| layer.size as f64).collect())
+}
+
+/// A manifest says nothing of files and of unpacked sizes: they are spread over the bytes.
+#[allow(clippy::cast_precision_loss, reason = "figures of a forecast")]
+fn subject(args: &Simulate, sizes: &[f64]) -> Subject {
+    let total: f64 = sizes.iter().sum();
+    let files = args.files as f64 / total.max(1.0);
+    let layers = sizes.iter().map(|&size| Load {
+        bytes: size,
+        unpacked: size * args.expansion,
+        files: size * files,
+        extract: None,
+    });
+    let title = args.image.clone().unwrap_or_else(|| match sizes.len() {
+        1 => "one layer".to_owned(),
+        count => format!("{count} layers"),
+    });
+    Subject { title, layers: layers.collect() }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes are positive and below 2^53"
+)]
+fn size(bytes_: f64) -> String {
+    bytes(bytes_ as u64)
+}
+
+/// What both pictures and the terminal show.
+fn drawn(subject: &Subject, profile: &Profile, told: &[(Rates, Prediction)]) -> Chart {
+    let total: f64 = subject.layers.iter().map(|layer| layer.bytes).sum();
+    let panels = told.iter().map(|(_, told)| chart::Panel {
+        name: told.model.to_string(),
+        about: told.model.describe().to_owned(),
+        seconds: told.seconds,
+        rows: told
+            .layers
+            .iter()
+            .zip(&subject.layers)
+            .enumerate()
+            .map(|(index, (times, load))| Row::new(index + 1, size(load.bytes), times))
+            .collect(),
+    });
+    Chart {
+        title: format!("{}, {} compressed", subject.title, size(total)),
+        assumed: assumed(&profile.rates, profile),
+        panels: panels.collect(),
+    }
+}
+
+/// The rates in a line, as far as they have a say.
+fn assumed(rates: &Rates, profile: &Profile) -> String {
+    let mut parts = vec![format!("download {}", rates.download)];
+    if let Some(each) = rates.per_connection {
+        parts.push(format!("{each} per connection, up to {}", rates.connections));
+    }
+    parts.push(format!("extract {} a layer", rates.extract));
+    if let Some(core) = rates.per_core {
+        parts.push(format!("{core} a core"));
+    }
+    parts.push(format!("{} cores", rates.cores));
+    if rates.per_file.0 > 0.0 {
+        parts.push(format!("{} a file", rates.per_file));
+    }
+    if let Some(disk) = rates.disk {
+        parts.push(format!("disk {disk}"));
+    }
+    if rates.latency.0 > 0.0 {
+        parts.push(format!("{} before the first byte", rates.latency));
+    }
+    // Pullers that differ in the same way are named together.
+    let mut said: Vec<(String, Vec<&str>)> = Vec::new();
+    for (model, other) in &profile.models {
+        let Some(extract) = other.extract else { continue };
+        let what = format!("extract {extract}");
+        match said.iter_mut().find(|(known, _)| *known == what) {
+            Some((_, models)) => models.push(model.as_str()),
+            None => said.push((what, vec![model.as_str()])),
+        }
+    }
+    parts.extend(said.into_iter().map(|(what, models)| format!("{what} ({})", models.join(", "))));
+    parts.join(" · ")
+}
+
+fn shown(chart: &Chart, environment: &Environment) -> String {
+    let style = if std::io::stdout().is_terminal() {
+        let width = terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0));
+        chart::text::Style { width, colour: !environment.no_color, plain: false }
+    } else {
+        chart::text::Style { width: 80, colour: false, plain: true }
+    };
+    format!("{}\n{}", chart::text::drawing(chart, &style), totals(chart))
+}
+
+/// Totals side by side. The first model is what the others are compared with.
+fn totals(chart: &Chart) -> String {
+    let mut table = table(&["model", "time", "of the first"], 1);
+    let first = chart.panels.first().map_or(0.0, |panel| panel.seconds);
+    for panel in &chart.panels {
+        let part = if first > 0.0 { panel.seconds / first } else { 1.0 };
+        table.add_row([
+            panel.name.clone(),
+            seconds(panel.seconds),
+            format!("{:.0} %", part * 100.0),
+        ]);
+    }
+    text(&table)
+}
+
+fn json(subject: &Subject, profile: &Profile, told: &[(Rates, Prediction)]) -> serde_json::Value {
+    let layers = subject.layers.iter().map(|layer| {
+        serde_json::json!({ "bytes": layer.bytes, "unpacked_bytes": layer.unpacked, "files": layer.files })
+    });
+    let predictions = told.iter().map(|(rates, told)| {
+        serde_json::json!({
+            "model": told.model,
+            "seconds": told.seconds,
+            "rates": rates,
+            "layers": told.layers,
+        })
+    });
+    serde_json::json!({
+        "subject": subject.title,
+        "profile": profile.name,
+        "layers": layers.collect::<Vec<_>>(),
+        "predictions": predictions.collect::<Vec<_>>(),
+    })
+}
