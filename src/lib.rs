@@ -15,10 +15,11 @@
 //! | 1 | [`compression`] | gzip and zstd, streaming, on several threads where a stream can be cut; the seek table |
 //! | 1 | [`hashing`] | SHA-256 of many streams at once |
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
+//! | 1 | [`erofs`] | an EROFS image, written while its content arrives |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
-//! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata |
+//! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata; or into an image |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
 //! | 4 | [`snapshots`] | the containerd service, its metadata store, mounts, labels, cleanup |
 //! | 5 | [`config`] | what an operator sets, and what it means for the rooms below |
@@ -31,6 +32,7 @@ pub mod compression;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod erofs;
 pub mod fetch;
 pub mod hashing;
 pub mod image;

@@ -1,5 +1,6 @@
 //! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
+pub mod images;
 pub mod processors;
 pub mod sha256;
 pub mod xattrs;

@@ -27,17 +27,27 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::archive::{ArchiveError, PathError};
+use crate::erofs::ImageError;
 
 mod coordinator;
 mod directories;
 mod files;
+mod image;
 mod merge;
 mod queue;
 mod settle;
 
 pub use coordinator::unpack;
+pub use image::{ImageLabel, unpack_image};
 pub use merge::merge;
-pub use settle::{Settled, implied_metadata, settle};
+pub use settle::{Settled, implied_metadata, settle, settle_image};
+
+/// Symbolic links followed for one name; containerd's number.
+const LINKS_FOLLOWED: usize = 255;
+
+/// The longest path below the root that is followed, in bytes: what the kernel takes in one call.
+/// An archive's names and links can be far longer, and following those takes quadratic time.
+const LONGEST_PATH_BYTES: usize = 4095;
 
 /// How whiteouts are left on disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -77,6 +87,20 @@ impl Default for Options {
             directory_handles: 128,
             whiteouts: Whiteouts::Overlay,
         }
+    }
+}
+
+impl Options {
+    /// Whether so many bytes are allowed.
+    fn check_bytes(&self, bytes: u64) -> Result<(), UnpackError> {
+        let limit = self.max_bytes;
+        if bytes > limit { Err(UnpackError::TooLarge { limit, what: "bytes" }) } else { Ok(()) }
+    }
+
+    /// Whether so many entries are allowed.
+    fn check_entries(&self, entries: u64) -> Result<(), UnpackError> {
+        let limit = self.max_entries;
+        if entries > limit { Err(UnpackError::TooLarge { limit, what: "entries" }) } else { Ok(()) }
     }
 }
 
@@ -141,6 +165,14 @@ pub enum UnpackError {
         /// What the system says.
         source: io::Error,
     },
+    /// The layer's image cannot be written or changed.
+    #[error("{}: {source}", path.display())]
+    Image {
+        /// The image's file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ImageError,
+    },
     /// A writer thread ended by a panic; a defect of hoist.
     #[error("a writer thread ended by a panic; please report it")]
     Panicked,
@@ -152,7 +184,7 @@ impl UnpackError {
         match self {
             Self::Archive(ArchiveError::Source(_)) => false,
             Self::Archive(_) | Self::Name { .. } | Self::TooLarge { .. } => true,
-            Self::Entry { .. } | Self::Tree { .. } | Self::Panicked => false,
+            Self::Entry { .. } | Self::Tree { .. } | Self::Image { .. } | Self::Panicked => false,
         }
     }
 

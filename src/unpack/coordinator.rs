@@ -366,6 +366,7 @@ impl<'a> Coordinator<'a> {
             }
             Kind::HardLink(target) => {
                 let target = LayerPath::clean(target.to_bytes());
+                self.check_target(&target, &label)?;
                 let link = Link { target, parent, name, attributes, label };
                 self.links_bytes += link.bytes();
                 self.links.push_back(link);

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 
 use super::UnpackError;
 use super::files::{chown_at, open_root, path_in};
+use crate::erofs::{self, Amendment, ImageError};
 use crate::sys::xattrs;
 
 /// What one implied directory takes from below.
@@ -168,6 +170,35 @@ pub fn settle(dest: &Path, implied: &[PathBuf], lowers: &[&Path]) -> Result<Sett
         let Some(metadata) = metadata else { continue };
         apply(&dest.join(path), metadata)?;
     }
+    Ok(settled)
+}
+
+/// The same for a tree that is an EROFS image, the file `image`, not mounted yet.
+///
+/// # Errors
+/// Where a lower tree cannot be read or the image cannot be changed.
+pub fn settle_image(
+    image: &Path,
+    implied: &[PathBuf],
+    lowers: &[&Path],
+) -> Result<Settled, UnpackError> {
+    let settled = implied_metadata(implied, lowers)?;
+    let amendments: Vec<Amendment> = settled
+        .0
+        .iter()
+        .filter_map(|(path, metadata)| metadata.as_ref().map(|metadata| (path, metadata)))
+        .map(|(path, metadata)| Amendment {
+            path: path.clone(),
+            mode: metadata.mode,
+            uid: metadata.uid,
+            gid: metadata.gid,
+            xattrs: metadata.xattrs.clone(),
+        })
+        .collect();
+    let failed = |source| UnpackError::Image { path: image.to_owned(), source };
+    let file = File::options().read(true).write(true).open(image);
+    let file = file.map_err(|e| failed(ImageError::Io { what: "opening the image", source: e }))?;
+    erofs::amend(&file, &amendments).map_err(failed)?;
     Ok(settled)
 }
 

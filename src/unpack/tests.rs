@@ -17,6 +17,7 @@ use super::*;
 use crate::sys::xattrs;
 use crate::timeline::LayerRecorder;
 
+mod images;
 mod model;
 mod odd;
 mod trees;
@@ -104,7 +105,15 @@ pub(super) struct Tree {
     pub(super) summary: Summary,
 }
 
+/// Unpacks an archive into files. The same archive as an image has to come to the same, or be
+/// refused too.
 pub(super) fn try_with(archive: &[u8], options: &Options) -> Result<Tree, UnpackError> {
+    let tree = try_files(archive, options);
+    images::agrees(archive, options, &tree);
+    tree
+}
+
+fn try_files(archive: &[u8], options: &Options) -> Result<Tree, UnpackError> {
     let dir = tempfile::tempdir().unwrap();
     let recorder = LayerRecorder::detached();
     let summary = unpack(&mut pieces(archive, 70_000), dir.path(), options, &recorder)?;

@@ -13,15 +13,8 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::{Coordinator, Link};
 use crate::archive::LayerPath;
-use crate::unpack::UnpackError;
 use crate::unpack::files::{Label, is_whiteout, path_in};
-
-/// Symbolic links followed for one name; containerd's number.
-const LINKS_FOLLOWED: usize = 255;
-
-/// The longest path below the root that is followed, in bytes: what the kernel takes in one call.
-/// An archive's names and links can be far longer, and following those takes quadratic time.
-const LONGEST_PATH_BYTES: usize = 4095;
+use crate::unpack::{LINKS_FOLLOWED, LONGEST_PATH_BYTES, UnpackError};
 
 /// Paths through symbolic links that are remembered.
 const ALIASES: usize = 4096;
@@ -173,6 +166,21 @@ impl Coordinator<'_> {
             }
         }
         Ok(real)
+    }
+
+    /// Refuses a hard link to what did not come yet: the link waits, and would find what comes
+    /// after it or not, as the queue wills. Says nothing of what is certain only in a barrier.
+    pub(super) fn check_target(
+        &mut self,
+        target: &LayerPath,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        let Some((parent, name)) = target.split() else { return Ok(()) };
+        let path = self.follow(&parent, label)?.join(name);
+        if self.may_be_there(&path) || self.directories.is_known(&path) {
+            return Ok(());
+        }
+        Err(label.error("linking it to its target", Errno::ENOENT))
     }
 
     /// Makes a hard link, and gives the inode the metadata of the link's entry. Runs in a barrier.

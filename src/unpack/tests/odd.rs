@@ -117,6 +117,9 @@ fn linking_keeps_capabilities() {
 fn a_hard_link_to_nothing_is_refused() {
     let error = refused(Archive::default().hard_link("b", "only/below"));
     assert!(error.starts_with("entry \"b\" at byte 0 of the archive: linking it"), "{error}");
+    // What comes later is nothing yet.
+    let error = refused(Archive::default().hard_link("b", "later").file("later", b""));
+    assert!(error.starts_with("entry \"b\"") && error.contains("No such file"), "{error}");
     let error = refused(Archive::default().dir("d", 0o755).hard_link("e", "d"));
     assert!(error.contains("entry \"e\""), "{error}");
 }

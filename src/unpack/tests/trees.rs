@@ -89,7 +89,7 @@ fn a_writer_s_error_ends_all_and_names_the_entry() {
 }
 
 /// A lower layer's tree with one directory in it.
-fn lower(name: &str, mode: u32, uid: u32) -> TempDir {
+pub(super) fn lower(name: &str, mode: u32, uid: u32) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(name);
     fs::create_dir_all(&path).unwrap();

@@ -1,0 +1,393 @@
+//! Entries into an EROFS image: the semantics of [`unpack`](super::unpack) without its machinery.
+//!
+//! No order has to be kept on a disk here, and nothing waits for anything: names and metadata
+//! change in memory, data go to the image as they arrive. So what `coordinator` does with handles
+//! and barriers is a few lines of text here; that both come to the same trees is what the tests
+//! next to this show, for the odd archives and for random ones.
+//!
+//! Differences that can be seen, and why:
+//! - Access times are the modification times: EROFS has one time an inode.
+//! - A directory with a default ACL gives none to what the archive puts into it: the image holds
+//!   what the archive says, and nobody creates files in it.
+//! - Directories that no entry named, the root and whiteouts have the time that the caller gives,
+//!   so that one input makes one image.
+
+mod acl;
+mod resolve;
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use super::files::{Attributes, Label, Rules};
+use super::{Options, Summary, UnpackError, Whiteouts};
+use crate::archive::{ArchiveError, Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
+use crate::erofs::{self, Image, ImageError, NodeId};
+use crate::timeline::{LayerRecorder, Phase};
+
+/// The most memory that names and metadata of one image may take, in bytes: some three million
+/// entries. An archive beyond that has to be unpacked into files.
+const TREE_BYTES: usize = 512 << 20;
+
+/// Drops what the kernel drops of a file whose owner changes.
+const CAPABILITY: &CStr = c"security.capability";
+
+/// What an image is besides its content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ImageLabel {
+    /// The volume's UUID.
+    pub uuid: [u8; 16],
+    /// The time of what no entry gives a time, in seconds since 1970.
+    pub seconds: u64,
+}
+
+/// Writes a layer's tree as an EROFS image to `dest`, a file that does not exist yet. What the
+/// tree becomes, and what is refused, is as with [`unpack`](super::unpack); `options.writers` and
+/// `options.directory_handles` mean nothing here, as the calling thread does everything.
+///
+/// `Summary::bytes` are the bytes of the image's file. Nothing is synced to disk. On an error what
+/// was written so far stays for the caller to remove.
+///
+/// # Errors
+/// As [`unpack`](super::unpack), and [`UnpackError::Image`] where the image itself cannot be
+/// written. [`UnpackError::TooLarge`] too where names and metadata take more than 512 MiB.
+pub fn unpack_image(
+    source: &mut dyn Source,
+    dest: &Path,
+    label: ImageLabel,
+    options: &Options,
+    recorder: &LayerRecorder,
+) -> Result<Summary, UnpackError> {
+    let failed = |source| UnpackError::Image { path: dest.to_owned(), source };
+    let file = File::options().read(true).write(true).create_new(true).open(dest);
+    let file =
+        file.map_err(|e| failed(ImageError::Io { what: "creating the image", source: e }))?;
+    let rules = Rules {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        whiteouts: options.whiteouts,
+    };
+    let root = erofs::Attributes::new(0o755, rules.uid, rules.gid, (label.seconds, 0));
+    let image = Image::new(file, root).map_err(failed)?;
+    let builder = Builder {
+        image,
+        dest,
+        label,
+        options,
+        rules,
+        recorder,
+        current: None,
+        parent: None,
+        summary: Summary::default(),
+    };
+    builder.run(source)
+}
+
+/// A regular file whose data come next.
+struct Current {
+    node: NodeId,
+    missing: u64,
+}
+
+struct Builder<'a> {
+    image: Image,
+    dest: &'a Path,
+    label: ImageLabel,
+    options: &'a Options,
+    rules: Rules,
+    recorder: &'a LayerRecorder,
+    current: Option<Current>,
+    /// The directory of the entry before, as archives come in the order of their directories.
+    parent: Option<(LayerPath, NodeId)>,
+    summary: Summary,
+}
+
+impl Builder<'_> {
+    fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
+        let mut parser = Parser::new(|| source.next_bytes());
+        while let Some(event) = parser.next()? {
+            self.options.check_bytes(parser.position())?;
+            match event {
+                Event::Entry(entry) => {
+                    self.summary.entries += 1;
+                    self.recorder.entries(1);
+                    self.options.check_entries(self.summary.entries)?;
+                    self.check_memory()?;
+                    self.entry(*entry)?;
+                }
+                Event::Data { offset, bytes } => self.data(offset, &bytes)?,
+            }
+        }
+        // What follows the archive is part of the layer's bytes, and of no file.
+        let mut position = parser.position() + parser.unread() as u64;
+        drop(parser);
+        while let Some(bytes) = source.next_bytes().map_err(ArchiveError::Source)? {
+            position += bytes.len() as u64;
+            self.options.check_bytes(position)?;
+        }
+        let _timing = self.recorder.time(Phase::Write);
+        let implied = self.image.tree.provisional();
+        self.summary.implied = implied
+            .into_iter()
+            .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path)))
+            .collect();
+        self.summary.implied.sort();
+        let written = self.image.finish(self.label.uuid);
+        let written =
+            written.map_err(|source| UnpackError::Image { path: self.dest.to_owned(), source })?;
+        (self.summary.bytes, self.summary.inodes) = (written.bytes, written.inodes);
+        Ok(self.summary)
+    }
+
+    fn check_memory(&self) -> Result<(), UnpackError> {
+        if self.image.tree.memory() > TREE_BYTES {
+            let what = "bytes of names and metadata for an EROFS image";
+            return Err(UnpackError::TooLarge { limit: TREE_BYTES as u64, what });
+        }
+        Ok(())
+    }
+
+    fn image_error(&self) -> impl FnOnce(ImageError) -> UnpackError + use<> {
+        let path = self.dest.to_owned();
+        |source| UnpackError::Image { path, source }
+    }
+
+    fn entry(&mut self, mut entry: Entry) -> Result<(), UnpackError> {
+        let label = Label::of(&entry);
+        let leads = place(&entry.name).map_err(|source| UnpackError::Name {
+            name: entry.display_name(),
+            offset: entry.offset,
+            source,
+        })?;
+        self.current = None;
+        match leads {
+            Place::Root => Ok(()),
+            Place::Put { parent, name } => {
+                let parent = self.real_parent(&parent, &label)?;
+                let attributes = Attributes::of(&mut entry);
+                self.put(&entry, parent, &name, &attributes, &label)
+            }
+            Place::Whiteout { parent, name } => {
+                let parent = self.real_parent(&parent, &label)?;
+                self.whiteout(&entry, parent, &name, &label)
+            }
+            Place::Opaque(path) => {
+                let directory = self.real_parent(&path, &label)?;
+                self.opaque(directory, &label)
+            }
+        }
+    }
+
+    /// Marks a directory as hiding the lower layers'.
+    fn opaque(&mut self, directory: NodeId, label: &Label) -> Result<(), UnpackError> {
+        self.summary.whiteouts += 1;
+        let name = match self.rules.whiteouts {
+            Whiteouts::Overlay => c"trusted.overlay.opaque",
+            Whiteouts::OverlayUser => c"user.overlay.opaque",
+            Whiteouts::Drop => return Ok(()),
+        };
+        let attributes = self.image.tree.attributes_mut(directory);
+        let set = attributes.set_xattr(name, b"y");
+        set.map(drop).map_err(|e| label.error("making it opaque", e))
+    }
+
+    fn whiteout(
+        &mut self,
+        entry: &Entry,
+        parent: NodeId,
+        name: &CString,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        // A whiteout hides what lower layers have, never what this one has (layer.md).
+        match self.image.tree.lookup(parent, name.to_bytes()) {
+            Some(id) if self.image.tree.kind(id) == erofs::Kind::Directory => {
+                return self.opaque(id, label);
+            }
+            Some(_) => return Ok(()),
+            None if self.rules.whiteouts == Whiteouts::Drop => return Ok(()),
+            None => {}
+        }
+        self.check_name(name, "making the whiteout", label)?;
+        self.summary.whiteouts += 1;
+        let time = (self.label.seconds, 0);
+        let attributes = erofs::Attributes::new(0, entry.uid, entry.gid, time);
+        self.image.tree.add_device(parent, name.to_bytes(), attributes, false, (0, 0));
+        Ok(())
+    }
+
+    fn put(
+        &mut self,
+        entry: &Entry,
+        parent: NodeId,
+        name: &CString,
+        attributes: &Attributes,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        let there = self.image.tree.lookup(parent, name.to_bytes());
+        if entry.kind == Kind::Directory {
+            let directory = there.filter(|&id| self.image.tree.kind(id) == erofs::Kind::Directory);
+            if let Some(id) = directory {
+                self.image.tree.confirm(id);
+                return self.set_attributes(id, attributes, label);
+            }
+        }
+        let whiteout = there.is_some_and(|id| self.image.tree.kind(id) == erofs::Kind::Whiteout);
+        if there.is_some() {
+            self.parent = None;
+            self.image.tree.remove(parent, name.to_bytes());
+        }
+        self.check_name(name, "making it", label)?;
+        let name = name.to_bytes();
+        let plain = erofs_attributes(attributes);
+        let tree = &mut self.image.tree;
+        let bad_device = || label.error("making the device or pipe", Errno::EINVAL);
+        let mut device = |block, number| {
+            tree.add_device(parent, name, plain.clone(), block, number).ok_or_else(bad_device)
+        };
+        let id = match &entry.kind {
+            Kind::CharDevice { major, minor } => device(false, (*major, *minor))?,
+            Kind::BlockDevice { major, minor } => device(true, (*major, *minor))?,
+            Kind::Directory => tree.add_directory(parent, name, plain, false),
+            Kind::Fifo => tree.add_fifo(parent, name, plain),
+            Kind::Symlink(target) => {
+                check_target(target, label)?;
+                let mut link = plain;
+                // That of all links.
+                link.mode = 0o777;
+                tree.add_symlink(parent, name, link, target.to_bytes())
+            }
+            Kind::Regular { .. } => {
+                let data = erofs::FileData::empty();
+                let id = tree.add_file(parent, name, plain, data);
+                self.set_xattrs(id, attributes, label)?;
+                return self.begin_file(entry, id);
+            }
+            Kind::HardLink(target) => {
+                let id = self.link_target(target, label)?;
+                self.image.tree.link(parent, name, id);
+                return self.set_attributes(id, attributes, label);
+            }
+        };
+        self.set_xattrs(id, attributes, label)?;
+        if whiteout && entry.kind == Kind::Directory { self.opaque(id, label) } else { Ok(()) }
+    }
+
+    fn check_name(
+        &self,
+        name: &CStr,
+        what: &'static str,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        match name.count_bytes() > erofs::LONGEST_NAME_BYTES {
+            true => Err(label.error(what, Errno::ENAMETOOLONG)),
+            false => Ok(()),
+        }
+    }
+
+    fn begin_file(&mut self, entry: &Entry, node: NodeId) -> Result<(), UnpackError> {
+        self.options.check_bytes(entry.stored)?;
+        let begun = self.image.begin_data(entry.size, entry.stored);
+        begun.map_err(self.image_error())?;
+        self.current = Some(Current { node, missing: entry.stored });
+        if entry.stored == 0 { self.end_file() } else { Ok(()) }
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), UnpackError> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let _timing = self.recorder.time(Phase::Write);
+        current.missing -= bytes.len() as u64;
+        let last = current.missing == 0;
+        self.image.data(offset, bytes).map_err(self.image_error())?;
+        self.recorder.bytes(Phase::Write, bytes.len() as u64);
+        if last { self.end_file() } else { Ok(()) }
+    }
+
+    fn end_file(&mut self) -> Result<(), UnpackError> {
+        if let Some(current) = self.current.take() {
+            let data = self.image.end_data().map_err(self.image_error())?;
+            self.image.tree.set_data(current.node, data);
+        }
+        Ok(())
+    }
+
+    /// Gives an inode that is there already the metadata of an entry.
+    fn set_attributes(
+        &mut self,
+        id: NodeId,
+        attributes: &Attributes,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        let kind = self.image.tree.kind(id);
+        let (is_link, is_directory) =
+            (matches!(kind, erofs::Kind::Symlink(_)), kind == erofs::Kind::Directory);
+        let new = erofs_attributes(attributes);
+        let old = self.image.tree.attributes_mut(id);
+        if (old.uid, old.gid) != (new.uid, new.gid) && !is_directory {
+            old.remove_xattr(CAPABILITY);
+        }
+        (old.uid, old.gid, old.seconds, old.nanos) = (new.uid, new.gid, new.seconds, new.nanos);
+        if !is_link {
+            old.mode = new.mode;
+        }
+        self.set_xattrs(id, attributes, label)
+    }
+
+    /// Sets xattrs as the kernel would on a file system that has those that EROFS has.
+    fn set_xattrs(
+        &mut self,
+        id: NodeId,
+        attributes: &Attributes,
+        label: &Label,
+    ) -> Result<(), UnpackError> {
+        let kind = self.image.tree.kind(id);
+        let usual = matches!(kind, erofs::Kind::Regular | erofs::Kind::Directory);
+        let (is_link, is_directory) =
+            (matches!(kind, erofs::Kind::Symlink(_)), kind == erofs::Kind::Directory);
+        let into = RefCell::new(self.image.tree.attributes_mut(id));
+        let system = |errno: Errno| Err(io::Error::from(errno));
+        let set = |name: &CStr, value: &[u8]| {
+            let bytes = name.to_bytes();
+            if bytes.starts_with(b"system.") {
+                let default = bytes.ends_with(b"_default");
+                return match acl::checked(value) {
+                    _ if is_link => system(Errno::EOPNOTSUPP),
+                    _ if default && !is_directory => system(Errno::EACCES),
+                    None => system(Errno::EINVAL),
+                    Some(()) => into.borrow_mut().set_xattr(name, value).map(drop),
+                };
+            }
+            if bytes.starts_with(b"user.") && !usual {
+                return system(Errno::EPERM);
+            }
+            match into.borrow_mut().set_xattr(name, value)? {
+                true => Ok(()),
+                false => system(Errno::EOPNOTSUPP),
+            }
+        };
+        let done = attributes.set_xattrs(self.rules, usual, set);
+        done.map_err(|e| label.error("setting its xattrs", e))?;
+        acl::follow_mode(&mut into.borrow_mut());
+        Ok(())
+    }
+}
+
+fn erofs_attributes(from: &Attributes) -> erofs::Attributes {
+    // Both are within their bounds: times were brought into 1970 to 2262.
+    let time =
+        (from.mtime.tv_sec().unsigned_abs(), u32::try_from(from.mtime.tv_nsec()).unwrap_or(0));
+    erofs::Attributes::new(from.mode, from.uid, from.gid, time)
+}
+
+fn check_target(target: &CStr, label: &Label) -> Result<(), UnpackError> {
+    let refused = match target.count_bytes() {
+        0 => Errno::ENOENT,
+        length if length > erofs::LONGEST_TARGET_BYTES => Errno::ENAMETOOLONG,
+        _ => return Ok(()),
+    };
+    Err(label.error("making the symbolic link", refused))
+}

@@ -1,0 +1,422 @@
+//! Images, read back by the kernel, by `fsck.erofs` and by `dump.erofs`.
+//!
+//! [`agrees`] is asked for every archive that any test of this room unpacks into files.
+
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::*;
+use crate::erofs;
+use crate::sys::images;
+use crate::unpack::{ImageLabel, settle_image, unpack_image};
+
+/// An image and where it is mounted.
+struct Mounted {
+    dir: TempDir,
+}
+
+impl Mounted {
+    /// `None`, told loudly, where this kernel cannot mount an image file.
+    fn new(dir: TempDir) -> Option<Self> {
+        let (image, root) = (dir.path().join("layer.erofs"), dir.path().join("fs"));
+        fs::create_dir_all(&root).unwrap();
+        match images::mount_erofs(&image, &root) {
+            Ok(()) => Some(Self { dir }),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTBLK)) => {
+                skipped("this kernel mounts no EROFS image files (Linux 6.12 does)");
+                None
+            }
+            Err(error) => panic!("mounting {}: {error}", image.display()),
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("fs")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        images::unmount(&self.root()).unwrap();
+    }
+}
+
+/// Says what was not proved, to the terminal and to the test command.
+#[expect(clippy::print_stderr, reason = "a test that proves nothing must say so")]
+fn skipped(why: &str) {
+    let line = format!("unpack::tests::images: NOT PROVED: {why}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("HOIST_SKIPPED") {
+        use std::io::Write as _;
+        let file = fs::File::options().append(true).create(true).open(path);
+        file.unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn image(archive: &[u8], options: &Options) -> Result<(TempDir, Summary), UnpackError> {
+    let dir = tempfile::tempdir().unwrap();
+    let label = ImageLabel { uuid: *b"0123456789abcdef", seconds: now() };
+    let recorder = LayerRecorder::detached();
+    let dest = dir.path().join("layer.erofs");
+    let mut source = pieces(archive, 70_000);
+    let summary = unpack_image(&mut source, &dest, label, options, &recorder)?;
+    Ok((dir, summary))
+}
+
+/// An archive as a tree that is a mounted image.
+fn mounted(archive: Archive) -> Option<(Mounted, Summary)> {
+    let (dir, summary) = image(&archive.end(), &Options::default()).unwrap();
+    check(dir.path());
+    Some((Mounted::new(dir)?, summary))
+}
+
+/// `fsck.erofs` reads every inode and every byte.
+fn check(dir: &Path) {
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).arg(dir.join("layer.erofs")).output();
+        let output = output.unwrap_or_else(|error| panic!("{program} (erofs-utils): {error}"));
+        let words = [&output.stdout[..], &output.stderr].concat();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        assert!(output.status.success(), "{program}: {words}");
+        words
+    };
+    let words = run("fsck.erofs", &["-d3", "--extract"]);
+    assert!(words.contains("No errors found"), "{words}");
+    let words = run("dump.erofs", &["-s"]);
+    assert!(words.contains("sb_csum"), "{words}");
+}
+
+/// A picture in which the times that an unpacking sets by itself are all the same.
+fn timeless(root: &Path, since: u64) -> BTreeMap<PathBuf, String> {
+    let soften = |text: String| {
+        let (before, rest) = text.split_once(" mtime ").unwrap();
+        let (time, rest) = rest.split_once(' ').unwrap();
+        let seconds: u64 = time.split('.').next().unwrap().parse().unwrap();
+        match (since..since + 3600).contains(&seconds) {
+            true => format!("{before} mtime now {rest}"),
+            false => text.clone(),
+        }
+    };
+    let mut picture: BTreeMap<_, _> =
+        picture(root).into_iter().map(|(path, text)| (path, soften(text))).collect();
+    // The file system that holds the tree may have its own attributes on the directory itself.
+    picture.remove(Path::new(""));
+    picture
+}
+
+/// Asserts that an archive comes to the same as an image as it came to in files.
+pub(super) fn agrees(archive: &[u8], options: &Options, files: &Result<Tree, UnpackError>) {
+    let begun = now() - 600;
+    let (tree, (dir, summary)) = match (files, image(archive, options)) {
+        (Ok(tree), Ok(image)) => (tree, image),
+        (Err(files), Err(image)) => {
+            // Which of several names of one place is told may differ, the archive's may not.
+            assert_eq!(files.is_bad_archive(), image.is_bad_archive(), "{files} / {image}");
+            return;
+        }
+        (Ok(_), Err(error)) => panic!("only the image is refused: {error}"),
+        (Err(error), Ok(_)) => panic!("the image is not refused, but files are: {error}"),
+    };
+    let counts = |s: &Summary| (s.inodes, s.entries, s.whiteouts, s.implied.clone());
+    assert_eq!(counts(&summary), counts(&tree.summary));
+    check(dir.path());
+    let Some(image) = Mounted::new(dir) else { return };
+    let (expected, found) = (timeless(tree.dir.path(), begun), timeless(&image.root(), begun));
+    for (path, text) in &expected {
+        assert_eq!(found.get(path), Some(text), "{}", path.display());
+    }
+    assert_eq!(found.len(), expected.len());
+    let links = |root: &Path, path: &Path| fs::symlink_metadata(root.join(path)).unwrap().nlink();
+    for path in expected.keys() {
+        let both = [tree.dir.path(), &image.root()].map(|root| links(root, path));
+        assert_eq!(both[0], both[1], "links of {}", path.display());
+    }
+    let root = fs::symlink_metadata(image.root()).unwrap();
+    assert_eq!((root.mode() & 0o7777, root.uid(), root.gid()), (0o755, 0, 0));
+    let opaque = |root: &Path| xattrs::get_path(&c_path(root), c"trusted.overlay.opaque").unwrap();
+    assert_eq!(opaque(&image.root()), opaque(tree.dir.path()));
+}
+
+#[test]
+fn the_same_archive_makes_the_same_image() {
+    let archive =
+        Archive::default().file("d/b", &[1; 5000]).file("d/a", b"").symlink("l", "d").end();
+    let bytes = || {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("image");
+        let label = ImageLabel { uuid: [3; 16], seconds: 7 };
+        let (options, recorder) = (Options::default(), LayerRecorder::detached());
+        let mut source = pieces(&archive, 777);
+        unpack_image(&mut source, &dest, label, &options, &recorder).unwrap();
+        fs::read(dest).unwrap()
+    };
+    assert!(bytes() == bytes());
+}
+
+#[test]
+fn huge_directories_and_names_of_every_length() {
+    let mut archive = Archive::default();
+    for number in 0..30_000 {
+        archive = archive.file(&format!("many/{number:07}"), b"");
+    }
+    for length in 1..98 {
+        // Before and after the dot names in the order of directories.
+        archive = archive.file(&format!("d/{}", "!".repeat(length)), b"");
+        archive = archive.file(&format!("d/{}", "~".repeat(length)), b"x");
+    }
+    let long = "n".repeat(255);
+    for length in 1..=255 {
+        let name = format!("long/{}", &long[..length]);
+        archive = archive.pax(&[("path", name.as_bytes())]).file("x", b"");
+    }
+    let Some((image, summary)) = mounted(archive) else { return };
+    assert_eq!(summary.inodes, 30_000 + 194 + 255 + 4);
+    for (name, count) in [("many", 30_000), ("d", 194), ("long", 255)] {
+        let listed = fs::read_dir(image.root().join(name)).unwrap().count();
+        assert_eq!(listed, count, "{name}");
+    }
+    // Each is found by its name too, which searches where listing only reads.
+    for number in 0..30_000 {
+        assert!(image.root().join(format!("many/{number:07}")).exists(), "{number}");
+    }
+    assert!(!image.root().join("many/0030000").exists());
+}
+
+#[test]
+fn directories_of_every_size_around_a_block() {
+    let mut archive = Archive::default();
+    for length in 1..=200 {
+        // 16 names of 240 bytes take 4,032 of a block's bytes, the dot names 27.
+        for number in 0..15 {
+            let name = format!("d{length}/{number:02}{}", "n".repeat(238));
+            archive = archive.pax(&[("path", name.as_bytes())]).file("x", b"");
+        }
+        let name = format!("d{length}/{}", "z".repeat(length));
+        archive = archive.pax(&[("path", name.as_bytes())]).dir("x", 0o755);
+    }
+    let names = |length: usize| if length == 0 { 0 } else { 16 };
+    // Named, so that they may be inline.
+    let named = (1..=200).fold(archive, |archive, n| archive.dir(&format!("d{n}"), 0o711));
+    let Some((image, _)) = mounted(named) else { return };
+    for length in 1..=200 {
+        let dir = image.root().join(format!("d{length}"));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), names(length), "{length}");
+        assert!(dir.join("z".repeat(length)).is_dir());
+    }
+}
+
+#[test]
+fn links_of_every_length() {
+    let mut archive = Archive::default();
+    let target = "t".repeat(4095);
+    let lengths: Vec<usize> = (1..4096).step_by(61).chain(3980..4020).chain([4094, 4095]).collect();
+    for length in &lengths {
+        let (name, target) = (format!("l{length}"), &target.as_bytes()[..*length]);
+        archive = archive.pax(&[("linkpath", target)]).symlink(&name, "x");
+    }
+    let Some((image, _)) = mounted(archive.clone()) else { return };
+    for length in lengths {
+        let read = fs::read_link(image.root().join(format!("l{length}"))).unwrap();
+        assert_eq!(read.as_os_str().len(), length);
+    }
+    let too_long = format!("{target}t");
+    let archive = archive.pax(&[("linkpath", too_long.as_bytes())]).symlink("l", "x");
+    assert!(image_refused(archive).contains("too long"));
+}
+
+fn image_refused(archive: Archive) -> String {
+    image(&archive.end(), &Options::default()).expect_err("refused").to_string()
+}
+
+#[test]
+fn files_with_holes_keep_them_and_cost_little() {
+    let mut archive = Vec::new();
+    for (size, extents) in [
+        (64 << 20, vec![(1 << 20, 5000), (8 << 20, 1_000_000)]),
+        (5_000_000_000, vec![(0, 1), (4_999_999_999, 1)]),
+        (10_000, vec![(4096, 4096)]),
+        (70_000, vec![]),
+    ] {
+        archive = sparse(archive, size, &extents);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options::default();
+    let (image_dir, summary) = image(&[&archive[..], &[0; 1024]].concat(), &options).unwrap();
+    assert!(summary.bytes < 2 << 20, "{}", summary.bytes);
+    check(image_dir.path());
+    let Some(image) = Mounted::new(image_dir) else { return };
+    let read = |name: &str, at: u64| {
+        let mut byte = [9];
+        let file = fs::File::open(image.root().join(name)).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, at).unwrap();
+        byte[0]
+    };
+    let size = |name: &str| fs::metadata(image.root().join(name)).unwrap().len();
+    assert_eq!((size("s5000000000"), read("s5000000000", 4_999_999_999)), (5_000_000_000, 3));
+    assert_eq!((read("s5000000000", 0), read("s5000000000", 2_500_000_000)), (3, 0));
+    for (name, extents) in
+        [("s67108864", vec![(1 << 20, 5000), (8 << 20, 1_000_000)]), ("s10000", vec![(4096, 4096)])]
+    {
+        let mut expected = vec![0; usize::try_from(size(name)).unwrap()];
+        extents.into_iter().for_each(|(at, len)| expected[at..at + len].fill(3));
+        assert!(fs::read(image.root().join(name)).unwrap() == expected, "{name}");
+    }
+    assert!(fs::read(image.root().join("s70000")).unwrap() == vec![0; 70_000]);
+    drop(dir);
+}
+
+/// Adds a sparse file as GNU tar writes it in PAX format 1.0.
+fn sparse(archive: Vec<u8>, size: u64, extents: &[(u64, usize)]) -> Vec<u8> {
+    let mut map = format!("{}\n", extents.len().max(1));
+    if extents.is_empty() {
+        map.push_str(&format!("{size}\n0\n"));
+    }
+    extents.iter().for_each(|(at, length)| map.push_str(&format!("{at}\n{length}\n")));
+    let mut data = map.into_bytes();
+    data.resize(data.len().next_multiple_of(512), 0);
+    extents.iter().for_each(|(_, length)| data.resize(data.len() + length, 3));
+    let (name, text) = (format!("s{size}"), size.to_string());
+    Archive(archive)
+        .pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", name.as_bytes()),
+            ("GNU.sparse.realsize", text.as_bytes()),
+        ])
+        .file("GNUSparseFile.0/x", &data)
+        .0
+}
+
+#[test]
+fn xattrs_beyond_a_block_and_acls() {
+    let acl: Vec<u8> = [2u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain(
+            [
+                (1u16, 6u16, u32::MAX),
+                (2, 7, 5),
+                (4, 5, u32::MAX),
+                (16, 7, u32::MAX),
+                (32, 4, u32::MAX),
+            ]
+            .map(|(tag, perm, id)| {
+                [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat()
+            }),
+        )
+        .flatten()
+        .collect();
+    let archive = Archive::default()
+        .pax(&[("SCHILY.xattr.system.posix_acl_access", &acl)])
+        .file("acl", b"1")
+        .pax(&[("SCHILY.xattr.system.posix_acl_default", &acl)])
+        .dir("empty", 0o755);
+    // On files too: the kernel brings ACL and mode in step.
+    let tree = unpacked(archive);
+    assert_eq!(tree.mode("acl"), 0o644);
+    let large = vec![b'v'; 60_000];
+    let archive = Archive::default()
+        .pax(&[("SCHILY.xattr.user.large", &large), ("SCHILY.xattr.user.small", b"1")])
+        .file("f", b"after")
+        .file("g", b"next");
+    let Some((image, _)) = mounted(archive) else { return };
+    let get = |key| xattrs::get_path(&c_path(&image.root().join("f")), key).unwrap();
+    assert!(get(c"user.large").unwrap() == large && get(c"user.small").unwrap() == b"1");
+    assert_eq!(fs::read(image.root().join("g")).unwrap(), b"next");
+    let too_large = vec![b'v'; 65_536];
+    let archive = Archive::default().pax(&[("SCHILY.xattr.user.large", &too_large)]).file("f", b"");
+    assert!(image_refused(archive).contains("\"f\""));
+}
+
+#[test]
+fn implied_directories_are_settled_in_the_image() {
+    let mut whiteout = Archive::default().file("tmp/x", b"1").file("tmp/deep/er/y", b"2");
+    for number in 0..200 {
+        whiteout = whiteout.file(&format!("tmp/many-{number}"), b"");
+    }
+    let archive = whiteout.file("tmp/.wh..wh..opq", b"").file("other/x", b"3");
+    let options = Options::default();
+    let (dir, summary) = image(&archive.clone().end(), &options).unwrap();
+    let lower = super::trees::lower("tmp/deep", 0o1777, 3);
+    for number in 0..40 {
+        let name = CString::new(format!("user.number.{number}")).unwrap();
+        let path = c_path(&lower.path().join("tmp/deep"));
+        xattrs::set_path(&path, &name, &[b'v'; 50]).unwrap();
+    }
+    fs::set_permissions(
+        lower.path().join("tmp"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o700),
+    )
+    .unwrap();
+    let path = dir.path().join("layer.erofs");
+    let lowers = [lower.path()];
+    let once = settle_image(&path, &summary.implied, &lowers).unwrap();
+    // Again, as after a crash in between.
+    assert_eq!(settle_image(&path, &summary.implied, &lowers).unwrap(), once);
+    let tree = unpacked(archive);
+    settle(tree.dir.path(), &tree.summary.implied, &lowers).unwrap();
+    check(dir.path());
+    let Some(image) = Mounted::new(dir) else { return };
+    let begun = now() - 600;
+    assert_eq!(timeless(&image.root(), begun), timeless(tree.dir.path(), begun));
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let missing =
+        erofs::Amendment { path: "nowhere".into(), mode: 0, uid: 0, gid: 0, xattrs: Vec::new() };
+    assert!(matches!(
+        erofs::amend(&file, &[missing]),
+        Err(erofs::ImageError::NotProvisional { .. })
+    ));
+}
+
+#[test]
+fn images_stack_as_layers() {
+    let base = Archive::default()
+        .dir("d", 0o755)
+        .file("d/hidden", b"")
+        .dir("o", 0o755)
+        .file("o/hidden", b"")
+        .file("kept", b"base");
+    let upper = Archive::default()
+        .file("d/.wh.hidden", b"")
+        .file("o/.wh..wh..opq", b"")
+        .file("o/shown", b"")
+        .file("new", b"1");
+    let (Some((base, _)), Some((upper, _))) = (mounted(base), mounted(upper)) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let part = |name: &str| {
+        let path = scratch.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (top, work, merged) = (part("upper"), part("work"), part("merged"));
+    let data = format!(
+        "lowerdir={}:{},upperdir={},workdir={},index=off",
+        upper.root().display(),
+        base.root().display(),
+        top.display(),
+        work.display()
+    );
+    mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data)).unwrap();
+    let base_root = base.root().canonicalize().unwrap();
+    assert!(images::mounted_erofs().unwrap().contains(&base_root));
+    // A mounted overlay keeps its layers, whoever unmounts them elsewhere.
+    drop((base, upper));
+    let names = |name: &str| {
+        let mut all: Vec<_> =
+            fs::read_dir(merged.join(name)).unwrap().map(|e| e.unwrap().file_name()).collect();
+        all.sort();
+        all
+    };
+    assert!(!images::mounted_erofs().unwrap().contains(&base_root));
+    let seen = (names("d"), names("o"), fs::read_to_string(merged.join("kept")).unwrap());
+    fs::write(merged.join("kept"), "changed").unwrap();
+    let copied = fs::read_to_string(top.join("kept")).unwrap();
+    umount2(&merged, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(seen, (vec![], vec!["shown".into()], "base".to_owned()));
+    assert_eq!(copied, "changed");
+}
