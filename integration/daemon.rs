@@ -330,6 +330,25 @@ fn check(config: &str) -> Output {
 }
 
 #[test]
+fn without_all_users_it_says_so_and_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    // Root of a namespace that knows one user.
+    let refused = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--", env!("CARGO_BIN_EXE_hoistd"), "--metrics", "off"])
+        .arg("--root")
+        .arg(dir.path().join("root"))
+        .arg("--socket")
+        .arg(dir.path().join("hoist.sock"))
+        .env_remove("NOTIFY_SOCKET")
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let told = text(&refused.stderr);
+    assert!(told.contains("hoistd needs root, outside of user namespaces"), "{told}");
+    assert!(!dir.path().join("root").exists(), "nothing is made");
+}
+
+#[test]
 fn check_tells_all_mistakes_and_does_not_start() {
     let wrong = check("rooot = \"/x\"\n[fetch]\nretries = \"many\"\n");
     assert_eq!(wrong.status.code(), Some(2));
