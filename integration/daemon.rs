@@ -46,6 +46,10 @@ fn free_address() -> SocketAddr {
 impl Daemon {
     /// Started and ready, as systemd would hear it.
     fn start(more: &str) -> Self {
+        Self::start_with(&["--no-pull"], more)
+    }
+
+    fn start_with(flags: &[&str], more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let address = free_address();
         let path = |name: &str| dir.path().join(name).display().to_string();
@@ -61,7 +65,7 @@ impl Daemon {
         notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let child = hoistd()
-            .arg("--no-pull")
+            .args(flags)
             .arg("--config")
             .arg(dir.path().join("hoist.toml"))
             .env("NOTIFY_SOCKET", dir.path().join("notify"))
@@ -173,6 +177,66 @@ fn serves_its_pages_and_drains() {
     assert!(!daemon.path("run/control.sock").exists());
 }
 
+/// A pull that never gets an answer: its registry takes connections and says nothing.
+struct StalledPull {
+    client: Child,
+    /// Open and never read from.
+    _silent: (TcpListener, TcpStream),
+}
+
+impl StalledPull {
+    fn start(daemon: &Daemon) -> Self {
+        let registry = TcpListener::bind("127.0.0.1:0").unwrap();
+        let image = format!("{}/image:tag", registry.local_addr().unwrap());
+        let client = Command::new(env!("CARGO_BIN_EXE_hoist"))
+            .arg("--control-socket")
+            .arg(daemon.path("run/control.sock"))
+            .args(["pull", "--quiet", "--snapshots", &image])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (connection, _) = registry.accept().unwrap();
+        Self { client, _silent: (registry, connection) }
+    }
+}
+
+impl Drop for StalledPull {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_a_pull() {
+    use nix::sys::signal::Signal::{SIGINT, SIGTERM};
+    for second in [SIGTERM, SIGINT] {
+        // Longer than this test waits for anything.
+        let mut daemon = Daemon::start_with(&[], "drain_timeout = \"10m\"");
+        let _pull = StalledPull::start(&daemon);
+        daemon.signal(SIGTERM);
+        daemon.hear("STOPPING=1");
+        daemon.logged("draining");
+        assert_eq!(daemon.get("/readyz").0, 503, "it drains");
+        assert!(daemon.child.try_wait().unwrap().is_none(), "the pull is waited for");
+        daemon.signal(second);
+        let status = daemon.wait();
+        assert_eq!(status.code(), Some(1), "{second} was handled, and the end was none in order");
+        daemon.logged("a second signal: ending at once");
+    }
+}
+
+#[test]
+fn a_pull_is_waited_for_no_longer_than_the_bound() {
+    let mut daemon = Daemon::start_with(&[], "drain_timeout = \"1s\"");
+    let _pull = StalledPull::start(&daemon);
+    daemon.signal(nix::sys::signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    daemon.logged("pulls are still under way; they are cancelled");
+    assert!(!daemon.path("run/hoist.sock").exists());
+}
+
 #[test]
 fn a_reload_takes_the_level_over_and_says_what_waits() {
     let daemon = Daemon::start("");
@@ -263,6 +327,25 @@ fn check(config: &str) -> Output {
     let file = dir.path().join("hoist.toml");
     fs::write(&file, config).unwrap();
     hoistd().arg("--check").arg("--config").arg(&file).output().unwrap()
+}
+
+#[test]
+fn without_all_users_it_says_so_and_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    // Root of a namespace that knows one user.
+    let refused = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--", env!("CARGO_BIN_EXE_hoistd"), "--metrics", "off"])
+        .arg("--root")
+        .arg(dir.path().join("root"))
+        .arg("--socket")
+        .arg(dir.path().join("hoist.sock"))
+        .env_remove("NOTIFY_SOCKET")
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let told = text(&refused.stderr);
+    assert!(told.contains("hoistd needs root, outside of user namespaces"), "{told}");
+    assert!(!dir.path().join("root").exists(), "nothing is made");
 }
 
 #[test]

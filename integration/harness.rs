@@ -12,6 +12,7 @@
 pub(crate) mod containerd;
 pub(crate) mod cri;
 pub(crate) mod hoistd;
+pub(crate) mod machine;
 pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod scratch;
@@ -29,15 +30,16 @@ pub(crate) use scratch::Scratch;
 /// The directory of the test bed, prepared; `None` where that cannot be done on this machine.
 fn bed() -> Option<&'static Path> {
     static BED: OnceLock<Option<PathBuf>> = OnceLock::new();
-    BED.get_or_init(prepare).as_deref()
+    BED.get_or_init(|| prepare("small")).as_deref()
 }
 
-fn prepare() -> Option<PathBuf> {
+/// Makes a part of the test bed, if it is not there, and gives the test bed's directory.
+fn prepare(part: &str) -> Option<PathBuf> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
     let bed =
         std::env::var_os("HOIST_TESTBED").map_or_else(|| checkout.join(".testbed"), PathBuf::from);
     let made = Command::new(checkout.join("integration/testbed/prepare"))
-        .arg("small")
+        .arg(part)
         .env("HOIST_TESTBED", &bed)
         .stdin(std::process::Stdio::null())
         .output()

@@ -198,7 +198,10 @@ def mirror():
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)"], capture_output=True, text=True, check=False
     ).stdout.split()
-    return next((uri for uri in targets if "security" not in uri), "http://deb.debian.org/debian/")
+    found = next((uri for uri in targets if "security" not in uri), None)
+    if not found:
+        sys.exit("images: apt has no Debian archive in its sources; add one and run apt-get update")
+    return found
 
 
 def file_digest(path):

@@ -82,9 +82,21 @@ impl CliError {
             Self::Pull(error) if error.is_integrity() => Some(
                 "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",
             ),
+            Self::Pull(error) if is_not_permitted(error) => Some(
+                "Layers hold devices and files of all owners: unpacking them takes root, outside of user namespaces.",
+            ),
             _ => None,
         }
     }
+}
+
+/// Whether the system refused it for want of privileges (EPERM), however deep that is told.
+fn is_not_permitted(error: &PullError) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |error| error.source()).any(|error| {
+        let system = error.downcast_ref::<std::io::Error>();
+        system.and_then(std::io::Error::raw_os_error) == Some(nix::errno::Errno::EPERM as i32)
+    })
 }
 
 fn registry_code(error: &RegistryError) -> u8 {

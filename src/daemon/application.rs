@@ -79,6 +79,9 @@ impl Application {
             pulls = !flags.no_pull,
             "hoistd starts"
         );
+        if !flags.no_pull && !owns_all_users() {
+            return Err(DaemonError::Privileges);
+        }
         let engine = Engine::open(&config, flags.no_pull)?;
         let state = State {
             engine,
@@ -147,6 +150,14 @@ impl Application {
         tracing::info!("hoistd ends");
         Ok(ended)
     }
+}
+
+/// Whether files of any owner can be made: root, and no user namespace that knows some owners only.
+fn owns_all_users() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    // Of the first namespace: 0 is 0, and so on for all 32 bits but the last. Where it cannot be read, root is believed.
+    let all = map.is_empty() || map.split_whitespace().eq(["0", "0", "4294967295"]);
+    all && nix::unistd::geteuid().is_root()
 }
 
 type Doors = JoinSet<Result<(), DaemonError>>;

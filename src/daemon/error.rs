@@ -18,6 +18,12 @@ pub(super) enum DaemonError {
         /// What is wrong.
         reason: String,
     },
+    /// Layers could not be unpacked.
+    #[error(
+        "hoistd needs root, outside of user namespaces: layers hold devices and files of all owners \
+         (rootless containerd is not supported; with --no-pull hoistd is a snapshotter that pulls nothing)"
+    )]
+    Privileges,
     /// Signals cannot be listened for.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::CString;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use super::files::{Attributes, Item, Label, LargeFile, Rules, What, open_root, p
 use super::queue::Queue;
 use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
+use crate::sys::xattrs;
 use crate::timeline::{LayerRecorder, Phase};
 
 /// Entries of one batch: enough to make a queue's lock cheap, few enough to share the work.
@@ -56,6 +57,7 @@ pub fn unpack(
     let tree =
         |what| move |source: io::Error| UnpackError::Tree { what, path: dest.to_owned(), source };
     let root = open_root(dest).map_err(|e| tree("opening")(e.into()))?;
+    without_acls(root.as_fd()).map_err(tree("removing inherited ACLs from"))?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(dest, mode).map_err(tree("setting the mode of"))?;
     let rules = Rules {
@@ -85,6 +87,23 @@ pub fn unpack(
         }
         result
     })
+}
+
+/// Takes away the ACLs that the root inherited: a default ACL on the state directory would go down the whole tree, change
+/// the modes of files and show in the container.
+fn without_acls(root: BorrowedFd<'_>) -> io::Result<()> {
+    let path = path_in(root, c".");
+    for name in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+        match xattrs::remove_path(&path, name) {
+            Err(error)
+                if !matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) =>
+            {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Sends the writers home when it is dropped.

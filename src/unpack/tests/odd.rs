@@ -427,3 +427,37 @@ fn many_hard_links_with_attributes_are_made_in_time() {
     let tree = unpacked(archive);
     assert_eq!((tree.stat("f").nlink(), tree.summary.inodes), (2001, 2));
 }
+
+#[test]
+fn a_default_acl_around_the_tree_changes_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    // Version 2; user::rwx user:1234:rwx group::rwx mask::rwx other::---, each as tag, permissions and id.
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (1u16, 7u16, u32::MAX),
+        (2, 7, 1234),
+        (4, 7, u32::MAX),
+        (0x10, 7, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
+        acl.extend_from_slice(&tag.to_le_bytes());
+        acl.extend_from_slice(&permissions.to_le_bytes());
+        acl.extend_from_slice(&id.to_le_bytes());
+    }
+    let default = c"system.posix_acl_default";
+    xattrs::set_path(&c_path(parent.path()), default, &acl).unwrap();
+    let dest = parent.path().join("fs");
+    fs::create_dir(&dest).unwrap();
+    assert!(xattrs::get_path(&c_path(&dest), default).unwrap().is_some(), "inherited");
+    let archive =
+        Archive::default().dir("d", 0o750).file("d/f", b"1").file("implied/g", b"2").end();
+    let options = Options { writers: 2, ..Options::default() };
+    unpack(&mut pieces(&archive, 512), &dest, &options, &LayerRecorder::detached()).unwrap();
+    for (name, mode) in
+        [("", 0o755), ("d", 0o750), ("d/f", 0o644), ("implied", 0o755), ("implied/g", 0o644)]
+    {
+        let path = dest.join(name);
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o7777, mode, "{name}");
+        assert!(xattrs::list_path(&c_path(&path)).unwrap().is_empty(), "{name} has attributes");
+    }
+}

@@ -1,0 +1,166 @@
+//! A small Debian under a systemd of its own, booted by systemd-nspawn: what an operator's machine does with our unit.
+//!
+//! The root is the test bed's, copied; hoist is installed in it as the README says. The network is that of this machine,
+//! so that the registry on loopback is there too. Commands are run inside by entering the namespaces of its first process.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use super::process::Daemon;
+use super::{House, must, prepare, skipped};
+
+/// How long systemd may take to answer at all; it takes one second.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a command inside may take.
+const COMMAND_SECONDS: &str = "120";
+
+/// A machine whose systemd answers. It is switched off when the value goes.
+pub(crate) struct Machine {
+    /// Its root, from outside.
+    pub(crate) root: PathBuf,
+    leader: String,
+    _nspawn: Daemon,
+}
+
+impl House {
+    /// A copy of the test bed's Debian with hoist installed in it, ready to boot; `None`, said loudly, where there is none.
+    pub(crate) fn debian(&self, test: &str) -> Option<PathBuf> {
+        let Some(bed) = prepare("machine") else {
+            skipped(test, "no Debian could be made (see above)");
+            return None;
+        };
+        let root = self.scratch.path().join("root");
+        must(Command::new("cp").arg("-a").arg(bed.join("machine/root")).arg(&root));
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let place = |from: &Path, to: &str, mode: u32| {
+            let to = root.join(to);
+            std::fs::create_dir_all(to.parent().expect("a name in a directory")).expect("writable");
+            std::fs::copy(from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+            std::fs::set_permissions(&to, std::fs::Permissions::from_mode(mode)).expect("writable");
+        };
+        place(Path::new(env!("CARGO_BIN_EXE_hoistd")), "usr/bin/hoistd", 0o755);
+        place(Path::new(env!("CARGO_BIN_EXE_hoist")), "usr/bin/hoist", 0o755);
+        let unit = checkout.join("systemd/hoistd.service");
+        place(&unit, "etc/systemd/system/hoistd.service", 0o644);
+        place(&checkout.join("config/hoist.toml"), "etc/hoist/hoist.toml", 0o644);
+        place(&checkout.join("config/containerd-1.x.toml"), "etc/containerd/config.toml", 0o644);
+        must(own(&root, "systemctl").arg("--root").arg(&root).args(["enable", "hoistd"]));
+        Some(root)
+    }
+
+    /// Boots the system in `root`; `None`, said loudly, where no systemd can be booted on this machine.
+    pub(crate) fn boot(&self, root: PathBuf, test: &str) -> Option<Machine> {
+        let mut command = own(&root, "systemd-nspawn");
+        let name = format!("--machine=hoist-{}", std::process::id());
+        command.arg("--directory").arg(&root).args(["--boot", "--console=pipe", &name]);
+        // There is no systemd around it that it could tell of itself.
+        command.args(["--register=no", "--keep-unit"]);
+        // runc does in there what it does elsewhere.
+        command.args(["--capability=all", "--system-call-filter=bpf @keyring"]);
+        let log = self.scratch.path().join("systemd.log");
+        let nspawn = Daemon::start("systemd", &command, &log);
+        let began = Instant::now();
+        while began.elapsed() < BOOT_PATIENCE {
+            if let Some(leader) = child_of(nspawn.id()) {
+                let machine = Machine { root: root.clone(), leader, _nspawn: nspawn };
+                return machine.settle(began).or_else(|| {
+                    skipped(test, "systemd does not boot in systemd-nspawn on this machine");
+                    None
+                });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        skipped(test, &format!("systemd-nspawn starts nothing on this machine: {}", nspawn.log()));
+        None
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Without the way through all units' ends, for which containers' shims take their time.
+        let _ = self.inside("systemctl --force --force poweroff");
+    }
+}
+
+impl Machine {
+    /// Waits until everything that starts by itself was started, well or not.
+    fn settle(self, began: Instant) -> Option<Self> {
+        while began.elapsed() < BOOT_PATIENCE {
+            let state = self.inside("systemctl is-system-running");
+            let state = String::from_utf8_lossy(&state.stdout).into_owned();
+            if ["running", "degraded"].contains(&state.trim()) {
+                // runc makes a group for each container. On a machine with version 1 of the control groups nspawn leaves them
+                // read-only.
+                let _ = self.inside("for m in /sys/fs/cgroup/* /sys/fs/cgroup; do mount -o remount,bind,rw $m; done");
+                return Some(self);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        None
+    }
+
+    /// Runs a script inside.
+    pub(crate) fn inside(&self, script: &str) -> Output {
+        let mut command = Command::new("timeout");
+        command.args([COMMAND_SECONDS, "nsenter", "-a", "-t", &self.leader, "sh", "-ec", script]);
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let output = command.env("PATH", path).stdin(std::process::Stdio::null()).output();
+        output.expect("util-linux is part of the test bed")
+    }
+
+    /// Runs a script inside and gives its output; panics, with the journal, where it fails.
+    pub(crate) fn must(&self, script: &str) -> String {
+        let output = self.inside(script);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{script}: {}\n{text}{errors}\n{}",
+            output.status,
+            self.journal()
+        );
+        text
+    }
+
+    /// What hoistd and systemd said of it, the long lines cut.
+    pub(crate) fn journal(&self) -> String {
+        let output = self.inside("journalctl -u hoistd --no-pager -n 40 | cut -c1-300");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// A property of a unit.
+    pub(crate) fn property(&self, unit: &str, name: &str) -> String {
+        self.must(&format!("systemctl show --value -p {name} {unit}")).trim().to_owned()
+    }
+
+    /// A path inside as this process reaches it, mounts of the machine included.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.leader))
+    }
+
+    /// What is mounted, as the machine's first process sees it.
+    pub(crate) fn mounts(&self) -> String {
+        let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.leader));
+        table.expect("the machine is running")
+    }
+}
+
+/// A program of the root `root`, on its own libraries: they fit each other, whatever this machine has.
+fn own(root: &Path, program: &str) -> Command {
+    let libraries = root.join("usr/lib/x86_64-linux-gnu");
+    let path = format!("{0}:{0}/systemd", libraries.display());
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.args(["--library-path", &path]).arg(root.join("usr/bin").join(program));
+    command
+}
+
+/// The first child of a process.
+fn child_of(id: u32) -> Option<String> {
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+    let child = children.split_whitespace().next()?.to_owned();
+    // It is systemd once it has replaced the part of nspawn that sets it up.
+    let name = std::fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
+    (name.trim() == "systemd").then_some(child)
+}
