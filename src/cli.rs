@@ -5,6 +5,7 @@
 //! error. Errors are told once, at the end, with what to try.
 
 mod args;
+mod convert;
 mod directory;
 mod error;
 mod inspect;
@@ -81,6 +82,8 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
             (Some(dir), _) => directory::pull(&pull, dir, load()?).await,
             (None, _) => remote::pull(&pull, &socket()?).await,
         },
+        Command::Convert(args) => convert::convert(&args, load()?, environment.cores).await,
+        Command::Diff(args) => convert::diff(&args, load()?, environment.cores).await,
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => remote::pulls(&pulls, &socket()?).await,

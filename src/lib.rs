@@ -14,9 +14,11 @@
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
+//! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
 //! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
+//! | 3 | [`convert`] | reading an image's files, planning new layers (pure), writing and comparing them |
 //! | 4 | [`snapshots`] | the containerd service, its metadata store, mounts, labels, cleanup |
 //! | 5 | [`config`] | what an operator sets, and what it means for the rooms below |
 //! | 6 | [`daemon`], [`cli`] | the roots |
@@ -27,9 +29,11 @@ pub mod cli;
 pub mod compression;
 pub mod config;
 pub mod control;
+pub mod convert;
 pub mod daemon;
 pub mod fetch;
 pub mod image;
+pub mod layout;
 pub mod metrics;
 pub mod pull;
 pub mod registry;
