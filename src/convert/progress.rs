@@ -1,8 +1,10 @@
 //! How far a conversion is, and whether anybody wants it still.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::ConvertError;
+use crate::fetch::Canceller;
 
 /// What is being done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,18 +25,32 @@ const PHASES: [Phase; 5] =
     [Phase::Resolve, Phase::Read, Phase::Write, Phase::Verify, Phase::Publish];
 
 /// Shared between whoever converts and whoever watches.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Progress {
     cancelled: AtomicBool,
+    /// Ends the fetches that a reader may be waiting for.
+    fetches: Mutex<Vec<Canceller>>,
     phase: AtomicUsize,
     done: AtomicU64,
     total: AtomicU64,
 }
 
 impl Progress {
-    /// Asks for an early end. It comes after the piece of work that is under way, some megabytes.
+    /// Asks for an early end. It comes after the piece of work that is under way, some megabytes; a
+    /// reader that waits for a registry waits no longer.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        let fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cancelled.store(true, Ordering::SeqCst);
+        fetches.iter().for_each(Canceller::cancel);
+    }
+
+    /// Notes a fetch, to end it with everything else.
+    pub(super) fn watch(&self, fetch: Canceller) {
+        let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.cancelled.load(Ordering::SeqCst) {
+            fetch.cancel();
+        }
+        fetches.push(fetch);
     }
 
     /// The phase, bytes done in it, and bytes in all (0 if not known).

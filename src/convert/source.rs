@@ -175,6 +175,7 @@ impl Layer {
                 let blob = reach.registry.blob(reference, digest, self.size);
                 let recorder = Arc::new(LayerRecorder::detached());
                 let mut reader = fetcher.start(&reach.runtime, blob, self.size, recorder);
+                progress.watch(reader.canceller());
                 Box::new(move || {
                     let failed =
                         |source| ConvertError::Fetch { blob: digest, source: Box::new(source) };
