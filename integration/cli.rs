@@ -225,3 +225,80 @@ async fn every_shell_gets_its_completions() {
         assert!(out.contains("inspect") && out.contains("snapshots"), "{shell}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_converted_and_compared() {
+    let (server, image) = image().await;
+    let home = tempfile::tempdir().unwrap();
+    let layout = format!("oci:{}", home.path().join("layout").display());
+    let archive = format!("oci-archive:{}", home.path().join("image.tar").display());
+    let (code, out, err) = run(home.path(), &["convert", &image, &layout, "--layers", "2"]).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("the file system is the same"), "{out}");
+    let gzip = ["convert", &layout, &archive, "--compression", "gzip", "--json"];
+    let (code, out, err) = run(home.path(), &gzip).await;
+    assert_eq!(code, 0, "{err}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["images"][0]["layers"].as_array().unwrap().len(), 1);
+    let (code, out, err) = run(home.path(), &["diff", &image, &archive]).await;
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+
+    // Another image differs; one that is not there is trouble.
+    let (_other, other) = {
+        let config =
+            serde_json::json!({ "rootfs": { "type": "layers", "diff_ids": [] } }).to_string();
+        let config = serde_json::json!({ "mediaType": "c", "size": config.len(), "digest": server.blob(config) });
+        let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": [] });
+        (
+            server.manifest("empty", MANIFEST, manifest.to_string()),
+            format!("{}/some/image:empty", server.host),
+        )
+    };
+    let (code, out, err) = run(home.path(), &["diff", &image, &other]).await;
+    assert_eq!(code, 1, "{err}");
+    assert!(
+        out.contains("/etc/hello: only in the first") && err.contains("3 places"),
+        "{out}{err}"
+    );
+    let missing = format!("{}/some/image:v2", server.host);
+    let nowhere = "oci:/nowhere/at/all";
+    let refused = format!("{}/some/image:new", server.host);
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["diff", &image, &missing], 3, "v2"),
+        (&["diff", &image, nowhere], 2, "index.json"),
+        (&["convert", nowhere, &layout], 1, "index.json"),
+        (&["convert", &image, &refused], 2, "oci-archive:"),
+        (&["convert", &image, &layout, "--layers", "0"], 2, "1 to 127"),
+        (&["convert", &image, &layout, "--level", "23"], 2, "1 to 22"),
+    ];
+    for (arguments, expected, word) in cases {
+        let (code, _, err) = run(home.path(), arguments).await;
+        assert_eq!(code, expected, "{arguments:?}: {err}");
+        assert!(err.contains(word), "{arguments:?}: {word} is not in {err:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_conversion_leaves_nothing() {
+    let (server, image) = image().await;
+    server.script(|request, reply| {
+        let layer = request.is_blob() && reply.body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
+        if layer { Reply { stall_after: Some(5), ..reply } } else { reply }
+    });
+    let home = tempfile::tempdir().unwrap();
+    let to = home.path().join("to");
+    let layout = format!("oci:{}", to.display());
+    let child = hoist(home.path(), &["convert", &image, &layout])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    while server.requests().iter().filter(|request| request.is_blob()).count() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(to.exists(), "it has begun");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!to.exists(), "what was half done is gone");
+}

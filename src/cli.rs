@@ -6,6 +6,7 @@
 
 mod args;
 mod chart;
+mod convert;
 mod directory;
 mod error;
 mod inspect;
@@ -87,6 +88,8 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
             (Some(dir), _) => directory::pull(&pull, dir, load()?).await,
             (None, _) => remote::pull(&pull, &socket()?).await,
         },
+        Command::Convert(args) => convert::convert(&args, load()?, environment.cores).await,
+        Command::Diff(args) => convert::diff(&args, load()?, environment.cores).await,
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,

@@ -18,9 +18,11 @@
 //! | 1 | [`erofs`] | an EROFS image, written while its content arrives |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
+//! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
 //! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata; or into an image |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
+//! | 3 | [`convert`] | reading an image's files, planning new layers (pure), writing and comparing them |
 //! | 4 | [`snapshots`] | the containerd service, its metadata store, mounts, labels, cleanup |
 //! | 5 | [`config`] | what an operator sets, and what it means for the rooms below |
 //! | 6 | [`daemon`], [`cli`] | the roots |
@@ -31,11 +33,13 @@ pub mod cli;
 pub mod compression;
 pub mod config;
 pub mod control;
+pub mod convert;
 pub mod daemon;
 pub mod erofs;
 pub mod fetch;
 pub mod hashing;
 pub mod image;
+pub mod layout;
 pub mod metrics;
 pub mod model;
 pub mod pull;

@@ -33,6 +33,8 @@ pub(super) enum Command {
     Ls(Ls),
     /// Show an image's manifest: platform, layers, media types, sizes
     Inspect(Inspect),
+    Convert(Box<Convert>),
+    Diff(Diff),
     /// Show what hoistd is pulling, and its last pulls
     Pulls(Pulls),
     Simulate(Box<Simulate>),
@@ -98,6 +100,103 @@ pub(super) struct Inspect {
     /// JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Rewrite an image so that it pulls faster, with the same files in it
+///
+/// What no container can see is dropped, equal files become hard links, the files are cut into
+/// layers that are fetched and unpacked well, and these are compressed anew. The result is read
+/// again and compared with the source, entry by entry, before it appears under its name. SOURCE is
+/// registry.example/repository:tag, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+/// docker-archive:FILE[:NAME]; DESTINATION is oci:DIR[:TAG] or oci-archive:FILE[:TAG].
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Convert {
+    /// The image to read
+    pub(super) source: String,
+    /// Where the result goes
+    pub(super) destination: String,
+    /// So many layers of equal compressed size; up to three unless given
+    #[arg(long, value_name = "N", conflicts_with_all = ["layer_sizes", "max_layer_size"])]
+    pub(super) layers: Option<usize>,
+    /// Layers whose compressed sizes have these proportions, as 490MB,736MB,1474MB
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = super::convert::parse_size, conflicts_with = "max_layer_size")]
+    pub(super) layer_sizes: Vec<u64>,
+    /// As few equal layers as are estimated to have at most so many compressed bytes each, as 500MB
+    #[arg(long, value_name = "SIZE", value_parser = super::convert::parse_size)]
+    pub(super) max_layer_size: Option<u64>,
+    /// How layers are compressed
+    #[arg(long, value_enum, default_value_t = Compress::Zstd)]
+    pub(super) compression: Compress,
+    /// The level: 1 to 22 for zstd (3 unless given), 1 to 9 for gzip (6 unless given)
+    #[arg(long, value_name = "N")]
+    pub(super) level: Option<i32>,
+    /// Which equal files become hard links of one. strict: those with the same mode, owner, time and
+    /// extended attributes, outside of /etc and /var; content: the time may differ, the first one's
+    /// counts. A container sees a higher link count; one that writes to such a file writes to a copy
+    /// of its own for one name (overlayfs breaks the link)
+    #[arg(long, value_enum, default_value_t = Links::Strict)]
+    pub(super) dedupe: Links,
+    /// Paths that come first in their layers, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(super) order: Option<PathBuf>,
+    /// Convert only this platform of a multi-platform image, as linux/arm64
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(super) platform: Option<String>,
+    /// Do not read the result again to compare it with the source
+    #[arg(long)]
+    pub(super) no_verify: bool,
+    /// Threads; one for each core unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) threads: Option<u16>,
+    /// Speak to this registry without TLS
+    #[arg(long, value_name = "HOST")]
+    pub(super) plain_http: Vec<String>,
+    /// No progress, only the summary
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+    /// The result as JSON instead of a table
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How layers are compressed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Compress {
+    Zstd,
+    Gzip,
+    None,
+}
+
+/// Which equal files become hard links.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Links {
+    Strict,
+    Content,
+    Off,
+}
+
+/// Compare the final file systems of two images
+///
+/// Both may be named in every way that `hoist convert` can read.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 the same, 1 different, 2 and above as with other commands, 2 for what is 1 there."
+)]
+pub(super) struct Diff {
+    /// An image
+    pub(super) first: String,
+    /// Another
+    pub(super) second: String,
+    /// The platform to compare; this machine's unless given
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(super) platform: Option<String>,
+    /// Speak to this registry without TLS
+    #[arg(long, value_name = "HOST")]
+    pub(super) plain_http: Vec<String>,
+    /// No progress
+    #[arg(long, short)]
+    pub(super) quiet: bool,
 }
 
 #[derive(Debug, Args)]

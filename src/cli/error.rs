@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use crate::config::ConfigError;
+use crate::convert::ConvertError;
 use crate::image::ManifestError;
+use crate::layout::LayoutError;
 use crate::model::ProfileError;
 use crate::pull::PullError;
 use crate::pull::trees::StoreError;
@@ -25,6 +27,16 @@ pub(super) enum CliError {
     Registry(#[from] RegistryError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    #[error("{}: {source}", file.display())]
+    Order { file: PathBuf, source: std::io::Error },
+    #[error("level {level} is none of {format}'s: it has {range}")]
+    Level { level: i32, format: &'static str, range: &'static str },
+    #[error("comparing: {0}")]
+    Diff(ConvertError),
+    #[error("the images differ in {0} places")]
+    Different(usize),
     #[error("merging the layers into {}: {source}", dest.display())]
     Merge { dest: PathBuf, source: UnpackError },
     #[error("no hoistd answers at {}: {reason}", socket.display())]
@@ -53,7 +65,10 @@ impl CliError {
             | Self::Platform(_)
             | Self::ReadProfile { .. }
             | Self::Profile { .. }
+            | Self::Level { .. }
             | Self::Pull(PullError::Reference { .. }) => 2,
+            Self::Convert(error) => convert_code(error),
+            Self::Diff(error) => convert_code(error).max(2),
             Self::NoSuchPull(_) => 3,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
@@ -106,5 +121,16 @@ fn registry_code(error: &RegistryError) -> u8 {
         4
     } else {
         5
+    }
+}
+
+fn convert_code(error: &ConvertError) -> u8 {
+    match error {
+        ConvertError::Name { .. } | ConvertError::Plan(_) => 2,
+        ConvertError::Layout(LayoutError::NoTag { .. }) => 3,
+        ConvertError::Registry(error) => registry_code(error),
+        ConvertError::Fetch { .. } => 5,
+        ConvertError::Cancelled => 130,
+        _ => 1,
     }
 }

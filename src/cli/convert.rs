@@ -1,0 +1,263 @@
+//! `hoist convert SOURCE DESTINATION` and `hoist diff A B`.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::{Compress, Convert, Diff, Links};
+use super::error::CliError;
+use super::progress::TICK;
+use super::table::{bytes, seconds, short, table, text};
+use super::{print, print_json};
+use crate::archive::LayerPath;
+use crate::config::Config;
+use crate::convert::{
+    self, Codec, ConvertError, Converted, Dedupe, Options, Outcome, Phase, Place, Progress, Reach,
+    Wish,
+};
+use crate::fetch::Fetcher;
+use crate::image::{Compression, Platform};
+use crate::registry::Registry;
+
+/// How long a conversion that was interrupted may take to remove what it made. It looks after every
+/// piece of work, which is a few megabytes.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// Differences that are shown.
+const SHOWN_MOST: usize = 1000;
+
+/// Reads a size such as 490MB or 16MiB; without a unit, bytes.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale: u64 = match unit {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err("its unit is none of B, kB, MB, GB, KiB, MiB, GiB".to_owned()),
+    };
+    let number = number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale));
+    number.ok_or_else(|| "it is not a whole number of bytes, as 490MB".to_owned())
+}
+
+/// Converts, and says what came of it.
+pub(super) async fn convert(args: &Convert, config: Config, cores: usize) -> Result<(), CliError> {
+    let source: Place = args.source.parse()?;
+    let destination: Place = args.destination.parse()?;
+    let options = options(args, cores)?;
+    let reach = reach(config, &args.plain_http)?;
+    let began = Instant::now();
+    let quiet = args.quiet || args.json;
+    let outcome = watched(quiet, move |progress| {
+        convert::convert(&source, &destination, &options, &reach, progress)
+    })
+    .await?;
+    if args.json {
+        print_json(&json(&outcome))
+    } else {
+        print(&shown(args, &outcome, began.elapsed().as_secs_f64()))
+    }
+}
+
+fn options(args: &Convert, cores: usize) -> Result<Options, CliError> {
+    let layers = match (args.layers, args.layer_sizes.as_slice(), args.max_layer_size) {
+        (Some(count), ..) => Wish::Equal(count),
+        (None, [], Some(most)) => Wish::Most(most),
+        (None, [], None) => Wish::Default,
+        (None, sizes, _) => Wish::Sizes(sizes.to_vec()),
+    };
+    let (compression, levels, range) = match args.compression {
+        Compress::Zstd => (Compression::Zstd, 1..=22, "1 to 22"),
+        Compress::Gzip => (Compression::Gzip, 1..=9, "1 to 9"),
+        Compress::None => (Compression::None, 0..=0, "none"),
+    };
+    let level = args.level.unwrap_or_else(|| convert::default_level(compression));
+    if !levels.contains(&level) {
+        return Err(CliError::Level { level, format: compression.as_str(), range });
+    }
+    let order = args.order.as_ref().map_or(Ok(Vec::new()), |file| {
+        std::fs::read(file).map_err(|source| CliError::Order { file: file.clone(), source })
+    })?;
+    let lines = order.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    Ok(Options {
+        layers,
+        codec: Codec { compression, level },
+        dedupe: match args.dedupe {
+            Links::Strict => Dedupe::Strict,
+            Links::Content => Dedupe::Content,
+            Links::Off => Dedupe::Off,
+        },
+        order: lines.map(LayerPath::clean).collect(),
+        verify: !args.no_verify,
+        platform: args.platform.as_deref().map(str::parse).transpose()?,
+        threads: args.threads.map_or(cores, usize::from),
+    })
+}
+
+fn reach(mut config: Config, plain_http: &[String]) -> Result<Reach, CliError> {
+    config.registry.plain_http_hosts.extend(plain_http.iter().cloned());
+    let registry = Registry::new(config.registry_settings())?;
+    let fetcher = Fetcher::new(registry.clone(), config.budget(), config.fetch_limits());
+    Ok(Reach { registry, fetcher, runtime: tokio::runtime::Handle::current() })
+}
+
+/// A conversion on another thread. Dropping it asks for the end and waits for it, so that what was
+/// made is removed before the process ends.
+struct Running {
+    progress: Arc<Progress>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.progress.cancel();
+        // Nothing is ever sent: the other end is dropped when the work has ended.
+        let _ = self.ended.recv_timeout(LET_GO);
+    }
+}
+
+/// Does `work` beside a bar that shows its progress.
+async fn watched<T: Send + 'static>(
+    quiet: bool,
+    work: impl FnOnce(&Arc<Progress>) -> Result<T, ConvertError> + Send + 'static,
+) -> Result<T, ConvertError> {
+    let progress = Arc::new(Progress::default());
+    let (alive, ended) = mpsc::channel::<()>();
+    let shared = Arc::clone(&progress);
+    let working = tokio::task::spawn_blocking(move || {
+        let result = work(&shared);
+        drop(alive);
+        result
+    });
+    let running = Running { progress, ended };
+    let bar = (!quiet && std::io::stderr().is_terminal()).then(bar);
+    let mut working = std::pin::pin!(working);
+    let mut tick = tokio::time::interval(TICK);
+    let result = loop {
+        tokio::select! {
+            ended = &mut working => break ended.expect("a conversion does not panic"),
+            _ = tick.tick() => if let Some(bar) = &bar { draw(bar, &running.progress) },
+        }
+    };
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    result
+}
+
+fn bar() -> ProgressBar {
+    let style = "{msg:10} {bar:30} {bytes:>11} / {total_bytes:11} {bytes_per_sec:>13}";
+    let style = ProgressStyle::with_template(style);
+    ProgressBar::new(0).with_style(style.expect("the template is a constant"))
+}
+
+fn draw(bar: &ProgressBar, progress: &Progress) {
+    let (phase, done, total) = progress.now();
+    let word = match phase {
+        Phase::Resolve => "resolving",
+        Phase::Read => "reading",
+        Phase::Write => "writing",
+        Phase::Verify => "verifying",
+        Phase::Publish => "publishing",
+    };
+    if bar.message() != word {
+        bar.reset();
+        bar.set_message(word);
+    }
+    bar.set_length(total);
+    bar.set_position(done.min(total));
+}
+
+fn shown(args: &Convert, outcome: &Outcome, took: f64) -> String {
+    let mut out = String::new();
+    for image in &outcome.images {
+        let after: u64 = image.layers.iter().map(|layer| layer.size).sum();
+        let platform = image.platform.as_ref().map(|p| format!(" for {p}")).unwrap_or_default();
+        out += &format!(
+            "{}{platform}: {} entries, {} layers of {} before, {} of {} now\n  {} hidden by later layers dropped, {} made hard links\n\n",
+            args.source,
+            image.entries,
+            image.source_layers,
+            bytes(image.source_bytes),
+            image.layers.len(),
+            bytes(after),
+            bytes(image.hidden_bytes),
+            bytes(image.deduplicated_bytes),
+        );
+        let mut table = table(&["layer", "planned", "size", "archive"], 1);
+        for (layer, planned) in image.layers.iter().zip(&image.planned) {
+            table.add_row([
+                short(&layer.digest),
+                bytes(planned.compressed),
+                bytes(layer.size),
+                bytes(layer.archive_bytes),
+            ]);
+        }
+        out += &(text(&table) + "\n");
+    }
+    let proof =
+        if args.no_verify { "not compared with the source" } else { "the file system is the same" };
+    out + &format!("{} {} in {}, {proof}\n", args.destination, outcome.digest, seconds(took))
+}
+
+fn json(outcome: &Outcome) -> serde_json::Value {
+    let image = |image: &Converted| {
+        let layers = image.layers.iter().zip(&image.planned).map(|(layer, planned)| {
+            serde_json::json!({
+                "digest": layer.digest,
+                "size": layer.size,
+                "diff_id": layer.diff_id,
+                "archive_bytes": layer.archive_bytes,
+                "planned_bytes": planned.compressed,
+            })
+        });
+        serde_json::json!({
+            "platform": image.platform.as_ref().map(ToString::to_string),
+            "manifest": image.manifest,
+            "layers": layers.collect::<Vec<_>>(),
+            "source_layers": image.source_layers,
+            "source_bytes": image.source_bytes,
+            "entries": image.entries,
+            "hidden_bytes": image.hidden_bytes,
+            "deduplicated_bytes": image.deduplicated_bytes,
+        })
+    };
+    let images: Vec<_> = outcome.images.iter().map(image).collect();
+    serde_json::json!({ "digest": outcome.digest, "images": images })
+}
+
+/// Compares two images; different ones are told as an error, for the exit code.
+pub(super) async fn diff(args: &Diff, config: Config, cores: usize) -> Result<(), CliError> {
+    let place = |name: &str| name.parse::<Place>().map_err(CliError::Diff);
+    let (first, second) = (place(&args.first)?, place(&args.second)?);
+    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
+    let reach = reach(config, &args.plain_http)?;
+    let compared = watched(args.quiet, move |progress| {
+        convert::diff([&first, &second], &platform, cores, &reach, progress)
+    });
+    let differences = compared.await.map_err(CliError::Diff)?;
+    let lines = differences.iter().take(SHOWN_MOST).map(|d| format!("{d}\n"));
+    print(&lines.collect::<String>())?;
+    if differences.is_empty() { Ok(()) } else { Err(CliError::Different(differences.len())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(parse_size("490MB"), Ok(490_000_000));
+        assert_eq!((parse_size("16MiB"), parse_size("7")), (Ok(16 << 20), Ok(7)));
+        for text in ["", "MB", "1.5GB", "-1", "99999999999GB", "1 MB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! From a file system to the lists of entries that new layers consist of.
+//!
+//! Equal files become hard links first, then files with all of their names are dealt out to layers
+//! (`plan`), then each layer gets the directories its files need, with the metadata they have in
+//! the end, and its files in an order that compresses well or that was given.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::plan::{LayerPlan, Unit, Wish, plan};
+use super::tree::{InodeId, Node, ROOT, Tree};
+use super::{ConvertError, header};
+use crate::archive::LayerPath;
+use crate::image::Sha256;
+
+/// Files from this size on stand apart in a layer, in bytes: they fill frames of their own.
+const LARGE_BYTES: u64 = 4 << 20;
+
+/// Which files with equal content become hard links of one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dedupe {
+    /// Those whose mode, owner, modification time and extended attributes are equal too. Files
+    /// below `/etc` and `/var` stay what they are: package managers rewrite them in place.
+    Strict,
+    /// As strict, but the modification time may differ: the first name's counts for all.
+    Content,
+    /// None.
+    Off,
+}
+
+impl Dedupe {
+    /// As the option has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Content => "content",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// One entry of a new layer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Item {
+    pub(super) path: LayerPath,
+    pub(super) inode: InodeId,
+    /// The earlier name in the same layer that this is another name of.
+    pub(super) link: Option<LayerPath>,
+}
+
+/// New layers, not written yet.
+#[derive(Debug)]
+pub(super) struct Arranged {
+    pub(super) layers: Vec<Vec<Item>>,
+    pub(super) plans: Vec<LayerPlan>,
+    /// Bytes of content that became hard links.
+    pub(super) deduplicated: u64,
+    /// Bytes of content that are written.
+    pub(super) content: u64,
+}
+
+/// How much a byte of each source layer is compressed: blob and archive, in bytes.
+pub(super) type Ratios = Vec<(u64, u64)>;
+
+pub(super) fn arrange(
+    tree: &Tree,
+    ratios: &Ratios,
+    wish: &Wish,
+    dedupe: Dedupe,
+    order: &[LayerPath],
+) -> Result<Arranged, ConvertError> {
+    let walked = tree.walk();
+    let (groups, deduplicated) = groups(tree, &walked, dedupe);
+    let units: Vec<Unit> = groups.iter().map(|group| unit(tree, group, ratios)).collect();
+    let plans = plan(&units, wish)?;
+    let given: HashMap<&LayerPath, usize> =
+        order.iter().enumerate().map(|(rank, path)| (path, rank)).collect();
+    let mut needed: Vec<BTreeSet<LayerPath>> = Vec::new();
+    for layer in &plans {
+        let mut directories = BTreeSet::new();
+        for path in layer.units.iter().flat_map(|&unit| &groups[unit].names) {
+            let mut parent = parent_of(path);
+            while let Some(path) = parent.filter(|path| !directories.contains(path)) {
+                parent = parent_of(&path);
+                directories.insert(path);
+            }
+        }
+        needed.push(directories);
+    }
+    let directories: HashMap<&LayerPath, InodeId> = walked
+        .iter()
+        .filter(|(_, id)| matches!(tree.inode(*id).node, Node::Directory(_)))
+        .map(|(path, id)| (path, *id))
+        .collect();
+    // A directory that no layer needs has nothing but directories in it; the lowest takes it.
+    let homeless = directories.keys().filter(|path| !needed.iter().any(|n| n.contains(**path)));
+    let homeless: Vec<LayerPath> = homeless.map(|&path| path.clone()).collect();
+    for path in homeless {
+        needed[0].extend(std::iter::successors(Some(path), parent_of));
+    }
+    let mut layers = Vec::new();
+    for (number, (layer, needed)) in plans.iter().zip(needed).enumerate() {
+        let mut items = Vec::new();
+        if number == 0 && tree.root_described {
+            items.push(Item { path: LayerPath::default(), inode: ROOT, link: None });
+        }
+        // Sorted, parents come before their children.
+        items.extend(needed.into_iter().map(|path| {
+            let inode = directories[&path];
+            Item { path, inode, link: None }
+        }));
+        let mut units = layer.units.clone();
+        units.sort_by_cached_key(|&unit| rank(tree, &groups[unit], &given));
+        for group in units.into_iter().map(|unit| &groups[unit]) {
+            let first = &group.names[0];
+            let link = |path: &LayerPath| (path != first).then(|| first.clone());
+            items.extend(group.names.iter().map(|path| Item {
+                path: path.clone(),
+                inode: group.inode,
+                link: link(path),
+            }));
+        }
+        layers.push(items);
+    }
+    let content = groups.iter().map(|group| size(tree, group.inode)).sum();
+    Ok(Arranged { layers, plans, deduplicated, content })
+}
+
+/// The directory that something is in, unless it is the root.
+fn parent_of(path: &LayerPath) -> Option<LayerPath> {
+    path.split().map(|(parent, _)| parent).filter(|parent| !parent.is_root())
+}
+
+/// Something that is no directory, with all of its names.
+struct Group {
+    inode: InodeId,
+    /// In the order of the walk.
+    names: Vec<LayerPath>,
+}
+
+fn size(tree: &Tree, inode: InodeId) -> u64 {
+    match &tree.inode(inode).node {
+        Node::File(content) => content.size,
+        _ => 0,
+    }
+}
+
+/// What two files must have in common to become one: content, mode, owner, xattrs, time.
+type Likeness<'a> =
+    (Sha256, u32, u32, u32, &'a [(std::ffi::CString, Vec<u8>)], Option<crate::archive::Time>);
+
+/// Names by what they lead to, equal files put together; and what that saves, in bytes.
+fn groups(tree: &Tree, walked: &[(LayerPath, InodeId)], dedupe: Dedupe) -> (Vec<Group>, u64) {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut by_inode: HashMap<InodeId, usize> = HashMap::new();
+    let mut by_likeness: HashMap<Likeness<'_>, usize> = HashMap::new();
+    let mut saved = 0;
+    for (path, id) in walked {
+        let inode = tree.inode(*id);
+        if matches!(inode.node, Node::Directory(_)) {
+            continue;
+        }
+        if let Some(&group) = by_inode.get(id) {
+            groups[group].names.push(path.clone());
+            continue;
+        }
+        let mut group = groups.len();
+        if let Node::File(content) = &inode.node
+            && content.size > 0
+            && dedupe != Dedupe::Off
+            && !is_rewritten_in_place(path)
+        {
+            let mtime = (dedupe == Dedupe::Strict).then_some(inode.mtime);
+            let xattrs = inode.xattrs.as_slice();
+            let likeness = (content.digest, inode.mode, inode.uid, inode.gid, xattrs, mtime);
+            group = *by_likeness.entry(likeness).or_insert(group);
+        }
+        by_inode.insert(*id, group);
+        if group == groups.len() {
+            groups.push(Group { inode: *id, names: vec![path.clone()] });
+        } else {
+            groups[group].names.push(path.clone());
+            saved += size(tree, *id);
+        }
+    }
+    (groups, saved)
+}
+
+/// Whether package managers change files there without replacing them.
+fn is_rewritten_in_place(path: &LayerPath) -> bool {
+    path.parts().next().is_some_and(|first| first == b"etc" || first == b"var")
+}
+
+fn unit(tree: &Tree, group: &Group, ratios: &Ratios) -> Unit {
+    let inode = tree.inode(group.inode);
+    let names = group.names.len() as u64;
+    let bytes = size(tree, group.inode).next_multiple_of(header::BLOCK) + names * header::BLOCK;
+    let (blob, archive) = ratios.get(inode.layer).copied().unwrap_or((1, 1));
+    let compressed = u128::from(bytes) * u128::from(blob) / u128::from(archive.max(1));
+    Unit { bytes, compressed: u64::try_from(compressed).unwrap_or(u64::MAX), files: names }
+}
+
+/// Where a file stands in its layer: what was given first, then by kind, then large ones.
+type Rank = (usize, u8, Vec<u8>, bool, LayerPath);
+
+fn rank(tree: &Tree, group: &Group, given: &HashMap<&LayerPath, usize>) -> Rank {
+    let first = group.names[0].clone();
+    let place = group.names.iter().filter_map(|name| given.get(name)).min();
+    let inode = tree.inode(group.inode);
+    let class = match &inode.node {
+        Node::File(content) if content.size >= LARGE_BYTES => 2,
+        Node::File(_) => 1,
+        _ => 0,
+    };
+    let kind = if class == 0 { Vec::new() } else { extension(&first) };
+    let executable = inode.mode & 0o111 != 0;
+    (place.copied().unwrap_or(usize::MAX), class, kind, executable, first)
+}
+
+/// What a file's name says of its content.
+fn extension(path: &LayerPath) -> Vec<u8> {
+    let name = path.parts().last().unwrap_or_default();
+    if name.windows(4).any(|four| four == b".so.") {
+        return b"so".to_vec();
+    }
+    match name.iter().rposition(|&b| b == b'.') {
+        Some(at) if at > 0 => name[at + 1..].to_ascii_lowercase(),
+        _ => Vec::new(),
+    }
+}

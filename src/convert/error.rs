@@ -1,0 +1,134 @@
+//! Why an image cannot be converted or compared.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::fetch::FetchError;
+use crate::image::{BlobDigest, ManifestError};
+use crate::layout::LayoutError;
+use crate::registry::RegistryError;
+
+/// Why an image cannot be converted or compared.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// A name of an image that is none.
+    #[error(
+        "{name:?} names no image ({reason}): expected registry.example/repository:tag, oci:DIR[:TAG], \
+         oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
+    )]
+    Name {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A layout or an archive cannot be read or written.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A registry does not give or take something.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
+    /// A blob could not be fetched.
+    #[error("blob {blob}: {source}")]
+    Fetch {
+        /// The blob.
+        blob: BlobDigest,
+        /// What the fetch says.
+        source: Box<FetchError>,
+    },
+    /// A manifest, index or configuration cannot be used.
+    #[error("{image}: {source}")]
+    Manifest {
+        /// The image.
+        image: String,
+        /// What is wrong.
+        source: Box<ManifestError>,
+    },
+    /// The source has other bytes than its manifest or its configuration names.
+    #[error(
+        "layer {layer} has {what} {actual}, and its image says {expected}; nothing was written"
+    )]
+    Mismatch {
+        /// The layer.
+        layer: String,
+        /// "the digest", "the size" or "the DiffID".
+        what: &'static str,
+        /// What the image says.
+        expected: String,
+        /// What is there.
+        actual: String,
+    },
+    /// A layer of a kind that has no files that could be read.
+    #[error("layer {layer} has the media type {media_type:?}, which hoist cannot read")]
+    Unsupported {
+        /// The layer.
+        layer: String,
+        /// Its media type.
+        media_type: String,
+    },
+    /// A layer's bytes do not arrive, or are no archive.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// The layer.
+        layer: String,
+        /// What the reader says.
+        source: io::Error,
+    },
+    /// An entry of a layer that cannot be applied.
+    #[error("layer {layer}, entry {entry:?}: {reason}")]
+    Entry {
+        /// The layer.
+        layer: String,
+        /// The entry's name.
+        entry: String,
+        /// Why not.
+        reason: String,
+    },
+    /// What was asked for cannot be planned.
+    #[error("no plan: {0}")]
+    Plan(String),
+    /// The disk refuses.
+    #[error("{what} {}: {source}", path.display())]
+    Disk {
+        /// What was being done, as "writing".
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The result is not what the source was. This is a defect of hoist.
+    #[error(
+        "the result's file system differs from the source's, so it was not written; this is a defect of hoist. \
+         {count} differences, the first: {first}"
+    )]
+    Differs {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: String,
+    },
+    /// Somebody wants it no longer.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl ConvertError {
+    pub(super) fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Disk { what, path: path.to_owned(), source }
+    }
+
+    /// An error that came through a reader: what it was, if it was one of these.
+    pub(super) fn of_layer(layer: &str, source: io::Error) -> Self {
+        match source.downcast::<Self>() {
+            Ok(own) => own,
+            Err(source) => Self::Layer { layer: layer.to_owned(), source },
+        }
+    }
+}
+
+impl From<RegistryError> for ConvertError {
+    fn from(source: RegistryError) -> Self {
+        Self::Registry(Box::new(source))
+    }
+}

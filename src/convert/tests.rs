@@ -1,0 +1,445 @@
+//! Conversions against a simple model of the image specification's rules, with random layers.
+//!
+//! The model knows paths only: a layer is a list of operations, and the final file system is a map
+//! from path to what is there. It shares nothing with `tree`.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::image::{DiffId, Sha256};
+use crate::layout::Layout;
+use crate::registry::{Registry, Settings};
+
+/// One entry of a test's layer.
+#[derive(Clone, Debug)]
+enum Put {
+    File(String, u8, usize, u32),
+    Directory(String, u32),
+    Symlink(String, String),
+    /// New name, old name.
+    Link(String, String),
+    Whiteout(String),
+    Opaque(String),
+}
+
+/// What the model has at a path: type, mode, content or target, and which file it is.
+#[derive(Clone, PartialEq, Debug)]
+enum Seen {
+    Directory(u32),
+    File(u32, Vec<u8>, usize),
+    Symlink(String),
+}
+
+type Model = BTreeMap<String, Seen>;
+
+fn below(path: &str, directory: &str) -> bool {
+    directory.is_empty() || path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn parents(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(at, _)| &path[..at])
+}
+
+/// Applies layers by the rules; what cannot be is left out of the layers themselves.
+fn model(layers: &mut [Vec<Put>]) -> Model {
+    let (mut all, mut files) = (Model::new(), 0);
+    for layer in layers {
+        for put in layer.iter() {
+            match put {
+                Put::Whiteout(path) => all.retain(|other, _| other != path && !below(other, path)),
+                Put::Opaque(path) if matches!(all.get(path), Some(Seen::Directory(_))) => {
+                    all.retain(|other, _| !below(other, path));
+                }
+                _ => {}
+            }
+        }
+        layer.retain(|put| {
+            let path = match put {
+                Put::File(path, ..)
+                | Put::Directory(path, _)
+                | Put::Symlink(path, _)
+                | Put::Link(path, _) => path,
+                Put::Whiteout(_) | Put::Opaque(_) => return true,
+            };
+            // Names through links and files are for the tests of `odd` images.
+            if parents(path).any(|p| !matches!(all.get(p), None | Some(Seen::Directory(_)))) {
+                return false;
+            }
+            let seen = match put {
+                Put::Link(_, old) => match all.get(old) {
+                    Some(seen @ Seen::File(..)) if old != path => seen.clone(),
+                    _ => return false,
+                },
+                Put::File(_, byte, length, mode) => {
+                    files += 1;
+                    Seen::File(*mode, vec![*byte; *length], files)
+                }
+                Put::Directory(_, mode) => Seen::Directory(*mode),
+                Put::Symlink(_, target) => Seen::Symlink(target.clone()),
+                Put::Whiteout(_) | Put::Opaque(_) => unreachable!("returned above"),
+            };
+            for parent in parents(path) {
+                all.entry(parent.to_owned()).or_insert(Seen::Directory(0o755));
+            }
+            if !matches!(seen, Seen::Directory(_)) {
+                all.retain(|other, _| !below(other, path));
+            }
+            all.insert(path.clone(), seen);
+            true
+        });
+    }
+    all
+}
+
+fn archive(layer: &[Put]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add =
+        |name: &str, kind: tar::EntryType, mode: u32, content: &[u8], link: Option<&str>| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_mtime(7);
+            header.set_size(content.len() as u64);
+            match link {
+                Some(target) => builder.append_link(&mut header, name, target).unwrap(),
+                None => builder.append_data(&mut header, name, content).unwrap(),
+            }
+        };
+    let marker = |path: &str| match path.rsplit_once('/') {
+        Some((parent, name)) => format!("{parent}/.wh.{name}"),
+        None => format!(".wh.{path}"),
+    };
+    use tar::EntryType as T;
+    for put in layer {
+        match put {
+            Put::File(path, byte, length, mode) => {
+                add(path, T::Regular, *mode, &vec![*byte; *length], None)
+            }
+            Put::Directory(path, mode) => add(&format!("{path}/"), T::Directory, *mode, b"", None),
+            Put::Symlink(path, target) => add(path, T::Symlink, 0o777, b"", Some(target)),
+            Put::Link(path, old) => add(path, T::Link, 0o644, b"", Some(old)),
+            Put::Whiteout(path) => add(&marker(path), T::Regular, 0, b"", None),
+            Put::Opaque(path) => add(&format!("{path}/.wh..wh..opq"), T::Regular, 0, b"", None),
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Publishes layers as `oci:DIR:source`, every second one compressed with gzip.
+fn publish(dir: &Path, layers: &[Vec<Put>]) {
+    let staging = Staging::new(dir).unwrap();
+    let (mut diff_ids, mut descriptors) = (Vec::new(), Vec::new());
+    for (number, layer) in layers.iter().enumerate() {
+        let archive = archive(layer);
+        diff_ids.push(DiffId(Sha256::of(&archive)));
+        let (blob, kind) = if number % 2 == 0 {
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut gzip, &archive).unwrap();
+            (gzip.finish().unwrap(), "tar+gzip")
+        } else {
+            (archive, "tar")
+        };
+        let digest = staging.put(&blob).unwrap();
+        let media_type = format!("application/vnd.oci.image.layer.v1.{kind}");
+        descriptors.push(json!({ "mediaType": media_type, "digest": digest, "size": blob.len() }));
+    }
+    let history: Vec<_> = layers.iter().map(|_| json!({ "created_by": "a test" })).collect();
+    let config = json!({ "os": "linux", "architecture": "amd64", "config": { "Env": ["A=b"] },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": history })
+    .to_string();
+    let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json",
+        "digest": staging.put(config.as_bytes()).unwrap(), "size": config.len() });
+    let manifest = json!({ "schemaVersion": 2, "mediaType": document::MANIFEST,
+        "config": config, "layers": descriptors })
+    .to_string();
+    let digest = staging.put(manifest.as_bytes()).unwrap();
+    let descriptor = document::descriptor(document::MANIFEST, digest, manifest.len());
+    staging.publish(dir, &descriptor, Some("source")).unwrap();
+}
+
+struct Bench {
+    home: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        Self { home: tempfile::tempdir().unwrap(), runtime }
+    }
+
+    fn place(&self, tag: &str) -> Place {
+        Place::Directory(self.home.path().to_owned(), Some(tag.to_owned()))
+    }
+
+    fn reach(&self) -> Reach {
+        let registry = Registry::new(Settings::default()).unwrap();
+        let budget = crate::budget::Budget::new(64 << 20);
+        let fetcher = crate::fetch::Fetcher::new(registry.clone(), budget, Default::default());
+        Reach { registry, fetcher, runtime: self.runtime.handle().clone() }
+    }
+
+    fn convert(&self, tag: &str, options: &Options) -> Result<Outcome, ConvertError> {
+        let progress = Arc::new(Progress::default());
+        convert(&self.place("source"), &self.place(tag), options, &self.reach(), &progress)
+    }
+
+    /// What an image is, by unpacking its layers one over the other: no whiteouts are known, and
+    /// hard links have to be to something in the same layer.
+    fn unpacked(&self, tag: &str) -> Model {
+        let layout = Layout::open_directory(self.home.path()).unwrap();
+        let manifest = layout.document(layout.resolve(Some(tag)).unwrap()).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let (mut all, mut files) = (Model::new(), 0);
+        for layer in manifest["layers"].as_array().unwrap() {
+            let digest = layer["digest"].as_str().unwrap().trim_start_matches("sha256:");
+            let blob = fs::read(self.home.path().join("blobs/sha256").join(digest)).unwrap();
+            let raw = match layer["mediaType"].as_str().unwrap().rsplit_once('+').map(|(_, c)| c) {
+                Some("zstd") => zstd::decode_all(blob.as_slice()).unwrap(),
+                Some("gzip") => {
+                    let mut raw = Vec::new();
+                    let mut gzip = flate2::read::MultiGzDecoder::new(blob.as_slice());
+                    std::io::Read::read_to_end(&mut gzip, &mut raw).unwrap();
+                    raw
+                }
+                _ => blob,
+            };
+            let mut own = Model::new();
+            let mut archive = tar::Archive::new(raw.as_slice());
+            for entry in archive.entries().unwrap() {
+                let mut entry = entry.unwrap();
+                let path = entry.path().unwrap().to_str().unwrap().trim_end_matches('/').to_owned();
+                assert!(!path.contains(".wh."), "{path}");
+                assert!(
+                    parents(&path).all(|parent| own.contains_key(parent)),
+                    "{path} has all of its parents before it"
+                );
+                assert_eq!(entry.header().mtime().unwrap() % 7, 0, "{path}");
+                let mode = entry.header().mode().unwrap();
+                let target = entry.link_name().unwrap().map(|t| t.to_str().unwrap().to_owned());
+                let seen = match entry.header().entry_type() {
+                    tar::EntryType::Directory => Seen::Directory(mode),
+                    tar::EntryType::Symlink => Seen::Symlink(target.unwrap()),
+                    tar::EntryType::Link => own[&target.unwrap()].clone(),
+                    _ => {
+                        files += 1;
+                        let mut content = Vec::new();
+                        std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+                        Seen::File(mode, content, files)
+                    }
+                };
+                let before = own.insert(path.clone(), seen);
+                assert!(before.is_none(), "{path} twice in a layer");
+            }
+            for (path, seen) in own {
+                let before = all.insert(path.clone(), seen.clone());
+                assert!(
+                    before.is_none_or(|before| before == seen),
+                    "{path} differs between layers"
+                );
+            }
+        }
+        all
+    }
+}
+
+/// Whether names are one file in `b` where they are in `a`; the other way round too if `both`.
+fn linked_alike(a: &Model, b: &Model, both: bool) -> bool {
+    let number = |m: &Model, path: &String| match &m[path] {
+        Seen::File(.., number) => *number,
+        _ => 0,
+    };
+    let covers = |x: &Model, y: &Model| {
+        let mut pairs = BTreeMap::new();
+        x.keys().all(|path| {
+            *pairs.entry(number(x, path)).or_insert_with(|| number(y, path)) == number(y, path)
+        })
+    };
+    covers(a, b) && (!both || covers(b, a))
+}
+
+fn without_numbers(model: &Model) -> Model {
+    let strip = |seen: &Seen| match seen {
+        Seen::File(mode, content, _) => Seen::File(*mode, content.clone(), 0),
+        other => other.clone(),
+    };
+    model.iter().map(|(path, seen)| (path.clone(), strip(seen))).collect()
+}
+
+fn options(layers: Wish, compression: Compression, dedupe: Dedupe, threads: usize) -> Options {
+    let codec = Codec { compression, level: default_level(compression) };
+    Options { layers, codec, dedupe, order: Vec::new(), verify: true, platform: None, threads }
+}
+
+fn path() -> impl Strategy<Value = String> {
+    proptest::collection::vec("[a-c]", 1..4).prop_map(|parts| parts.join("/"))
+}
+
+fn put() -> impl Strategy<Value = Put> {
+    prop_oneof![
+        5 => (path(), 0..3_u8, 0..3000_usize, prop_oneof![Just(0o644), Just(0o4755)])
+            .prop_map(|(path, byte, length, mode)| Put::File(path, byte, length / 1000 * 700, mode)),
+        2 => (path(), prop_oneof![Just(0o755), Just(0o700)]).prop_map(|(p, mode)| Put::Directory(p, mode)),
+        1 => (path(), path()).prop_map(|(path, target)| Put::Symlink(path, target)),
+        3 => (path(), path()).prop_map(|(path, old)| Put::Link(path, old)),
+        1 => path().prop_map(Put::Whiteout),
+        1 => path().prop_map(Put::Opaque),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_stack_of_layers_stays_the_same_file_system(
+        layers in proptest::collection::vec(proptest::collection::vec(put(), 0..12), 1..5),
+        count in 1..4_usize,
+        compression in prop_oneof![Just(Compression::Zstd), Just(Compression::Gzip), Just(Compression::None)],
+        dedupe in prop_oneof![Just(Dedupe::Strict), Just(Dedupe::Content), Just(Dedupe::Off)],
+    ) {
+        let mut layers = layers;
+        // Whiteouts of names below a symbolic link mean what the link leads to; not here.
+        let expected = model(&mut layers);
+        let links = layers.iter().flatten().any(|put| matches!(put, Put::Symlink(..)));
+        let hides = layers.iter().flatten().any(|put| matches!(put, Put::Whiteout(_) | Put::Opaque(_)));
+        prop_assume!(!(links && hides));
+        let bench = Bench::new();
+        publish(bench.home.path(), &layers);
+        bench.convert("result", &options(Wish::Equal(count), compression, dedupe, 2)).unwrap();
+        let found = bench.unpacked("result");
+        prop_assert_eq!(without_numbers(&found), without_numbers(&expected));
+        prop_assert!(linked_alike(&expected, &found, dedupe == Dedupe::Off));
+    }
+}
+
+fn file(path: &str, byte: u8, length: usize) -> Put {
+    Put::File(path.to_owned(), byte, length, 0o644)
+}
+
+#[test]
+fn known_faults_of_other_tools_stay_out() {
+    let bench = Bench::new();
+    let mut layers = vec![
+        vec![file("gone/child", 1, 10), file("opaque/lower", 1, 10), file("deep/a/b", 1, 10)],
+        // The entry comes before the whiteout that does not mean it.
+        vec![file("opaque/own", 2, 10), Put::Opaque("opaque".into()), Put::Whiteout("gone".into())],
+        vec![file("gone/new", 3, 10), file("deep", 3, 10)],
+    ];
+    let expected = model(&mut layers);
+    let names: Vec<_> = expected.keys().map(String::as_str).collect();
+    assert_eq!(names, ["deep", "gone", "gone/new", "opaque", "opaque/own"]);
+    publish(bench.home.path(), &layers);
+    let outcome =
+        bench.convert("r", &options(Wish::Equal(2), Compression::Zstd, Dedupe::Strict, 1)).unwrap();
+    assert_eq!(without_numbers(&bench.unpacked("r")), without_numbers(&expected));
+    assert_eq!(outcome.images[0].hidden_bytes, 30);
+}
+
+#[test]
+fn equal_digests_with_any_number_of_threads_and_large_files_in_frames() {
+    let bench = Bench::new();
+    let large = 3 * usize::try_from(produce::FRAME_BYTES).unwrap() + 77;
+    let mut layer: Vec<Put> =
+        (0..300).map(|n| file(&format!("d{}/f{n}.txt", n % 7), n as u8, 40 * n)).collect();
+    layer.push(file("large", 9, large));
+    layer.push(file("copy-of-large", 9, large));
+    let mut layers = vec![layer, vec![file("large2", 8, large)]];
+    let expected = model(&mut layers);
+    publish(bench.home.path(), &layers);
+    for compression in [Compression::Zstd, Compression::Gzip, Compression::None] {
+        let convert = |tag: &str, threads| {
+            bench
+                .convert(tag, &options(Wish::Equal(3), compression, Dedupe::Strict, threads))
+                .unwrap()
+        };
+        let [one, four] = [convert("one", 1), convert("four", 4)];
+        assert_eq!(one.digest, four.digest);
+        assert_eq!(one.images[0].deduplicated_bytes, large as u64);
+        assert_eq!(without_numbers(&bench.unpacked("one")), without_numbers(&expected));
+    }
+}
+
+#[test]
+fn what_an_image_says_of_itself_stays_and_agrees() {
+    let bench = Bench::new();
+    publish(bench.home.path(), &[vec![file("a", 1, 1)], vec![file("b", 1, 1)]]);
+    let outcome =
+        bench.convert("r", &options(Wish::Default, Compression::Zstd, Dedupe::Off, 1)).unwrap();
+    let layout = Layout::open_directory(bench.home.path()).unwrap();
+    let read = |digest| -> serde_json::Value {
+        serde_json::from_slice(&layout.document(digest).unwrap()).unwrap()
+    };
+    let manifest = read(outcome.digest);
+    let source = layout.resolve(Some("source")).unwrap().to_string();
+    assert_eq!(manifest["annotations"]["dev.hoist.source.digest"], source);
+    let config = read(manifest["config"]["digest"].as_str().unwrap().parse().unwrap());
+    assert_eq!(config["config"]["Env"][0], "A=b");
+    assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 1);
+    let history = config["history"].as_array().unwrap();
+    let with_layer = history.iter().filter(|line| line["empty_layer"] != true).count();
+    assert_eq!((history.len(), with_layer), (3, 1));
+}
+
+#[test]
+fn bad_input_leaves_the_destination_as_it_was() {
+    let listing = |bench: &Bench| {
+        let blobs = fs::read_dir(bench.home.path().join("blobs/sha256")).unwrap().count();
+        let index = fs::read(bench.home.path().join("index.json")).unwrap();
+        (blobs, index, fs::read_dir(bench.home.path()).unwrap().count())
+    };
+    type Spoil = fn(&Path);
+    let cases: [(&str, Spoil); 4] = [
+        ("the size", |blob| fs::write(blob, &fs::read(blob).unwrap()[..40]).unwrap()),
+        ("the size", |blob| fs::write(blob, [fs::read(blob).unwrap(), vec![0]].concat()).unwrap()),
+        ("the digest", |blob| {
+            let mut bytes = fs::read(blob).unwrap();
+            // Inside the only file's name: an archive all the same.
+            bytes[1] ^= 1;
+            bytes[148..156].copy_from_slice(b"        ");
+            let sum: u32 = bytes[..512].iter().map(|&b| u32::from(b)).sum();
+            bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            fs::write(blob, bytes).unwrap();
+        }),
+        ("does not have", |blob| fs::remove_file(blob).unwrap()),
+    ];
+    for (word, spoil) in cases {
+        let bench = Bench::new();
+        publish(bench.home.path(), &[vec![], vec![file("name", 1, 2000)]]);
+        let archive = archive(&[file("name", 1, 2000)]);
+        let digest = Sha256::of(&archive).hex();
+        spoil(&bench.home.path().join("blobs/sha256").join(digest));
+        let before = listing(&bench);
+        let options = options(Wish::Default, Compression::Zstd, Dedupe::Off, 2);
+        let error = bench.convert("r", &options).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+        assert_eq!(listing(&bench), before, "{word}");
+    }
+}
+
+#[test]
+fn differences_are_found_and_told() {
+    let bench = Bench::new();
+    publish(
+        bench.home.path(),
+        &[vec![file("a", 1, 1), file("b", 1, 5), Put::Link("c".into(), "b".into())]],
+    );
+    bench.convert("other", &options(Wish::Equal(1), Compression::Zstd, Dedupe::Off, 1)).unwrap();
+    publish(
+        bench.home.path(),
+        &[vec![file("a", 2, 1), file("c", 1, 5), file("b", 1, 5), file("d", 0, 0)]],
+    );
+    let (first, second) = (bench.place("other"), bench.place("source"));
+    let progress = Arc::new(Progress::default());
+    let platform: Platform = "linux/amd64".parse().unwrap();
+    let diff = |a, b| diff([a, b], &platform, 2, &bench.reach(), &progress).unwrap();
+    assert_eq!(diff(&first, &first), []);
+    let found: Vec<_> = diff(&first, &second).iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].starts_with("/a: content sha256:"), "{found:?}");
+    assert!(found[1].starts_with("/c: it is one file in the first with /b"), "{found:?}");
+    assert_eq!(found[2], "/d: only in the second");
+}
