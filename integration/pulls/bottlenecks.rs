@@ -198,7 +198,7 @@ async fn one_core_for_everything() {
     let server = FaultyRegistry::start().await;
     let layers: Vec<_> = ["a", "b", "c"]
         .iter()
-        .map(|name| Layer::of("gzip", name, letters(name, 5 << 20)))
+        .map(|name| Layer::of("gzip", name, letters(name, 32 << 20)))
         .collect();
     let image = push(&server, "v1", &layers);
     let home = tempfile::tempdir().unwrap();

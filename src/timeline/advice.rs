@@ -70,7 +70,7 @@ fn outside(
         )),
         Bottleneck::Cpu => Some((
             format!(
-                "the processors were busy: hoistd used {} of {} {} for {}{}",
+                "hoistd used {} of {} {} for {}{}",
                 percent(own_share(machine, working)),
                 machine.cores,
                 if machine.cores == 1 { "core" } else { "cores" },
@@ -115,9 +115,13 @@ fn first_byte(layer: &LayerReport, machine: &MachineReport, took: f64) -> (Strin
         "pull from a mirror nearer to the host (hosts.toml), or put small layers together"
             .to_owned()
     };
+    let (subject, each, their) = match requests {
+        1 => ("one request".to_owned(), "", "its"),
+        _ => (format!("{requests} requests"), " each", "their"),
+    };
     (
         format!(
-            "{requests} requests to {} for layer {} waited {} each for their first byte, {} of their time",
+            "{subject} to {} for layer {} waited {}{each} for {their} first byte, {} of {their} time",
             host(layer),
             short(&layer.digest),
             seconds(busy / requests as f64),
