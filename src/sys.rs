@@ -1,6 +1,7 @@
 //! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
 pub mod images;
+pub mod inflate;
 pub mod processors;
 pub mod sha256;
 pub mod xattrs;

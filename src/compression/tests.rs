@@ -172,3 +172,104 @@ fn a_window_above_what_it_may_take_is_told_before_memory_is_set_aside() {
         assert_eq!(decode(24, 16 << 20, piece).unwrap(), 100_005);
     }
 }
+
+mod deflate {
+    //! What ISA-L makes of gzip streams, held against zlib-rs.
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Members as zlib-rs reads them: what they hold, or nothing where they are no gzip.
+    fn reference(stream: &[u8]) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        let mut rest = stream;
+        while !rest.is_empty() {
+            let mut member = flate2::bufread::GzDecoder::new(rest);
+            io::Read::read_to_end(&mut member, &mut all).ok()?;
+            rest = member.into_inner();
+        }
+        Some(all)
+    }
+
+    /// Data of several kinds of blocks: text, noise (stored), runs, long distances.
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop_oneof![
+            (1..3000usize).prop_map(sample),
+            prop::collection::vec(any::<u8>(), 1..3000),
+            (any::<u8>(), 1..9000usize).prop_map(|(byte, len)| vec![byte; len]),
+            (1..200usize, 1..400usize).prop_map(|(len, times)| sample(len).repeat(times)),
+        ];
+        prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+    }
+
+    fn member(data: &[u8], level: u32, fields: u8) -> Vec<u8> {
+        let mut builder = flate2::GzBuilder::new().mtime(7);
+        if fields & 1 != 0 {
+            builder = builder.filename("a name");
+        }
+        if fields & 2 != 0 {
+            builder = builder.comment("a comment");
+        }
+        if fields & 4 != 0 {
+            builder = builder.extra(vec![9; 300]);
+        }
+        let mut encoder = builder.write(Vec::new(), flate2::Compression::new(level));
+        for (number, part) in data.chunks(4000).enumerate() {
+            encoder.write_all(part).unwrap();
+            // Empty stored blocks between others.
+            if fields & 8 != 0 && number % 2 == 0 {
+                encoder.flush().unwrap();
+            }
+        }
+        encoder.finish().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn streams_come_out_as_they_went_in(
+            members in prop::collection::vec((content(), 0..10u32, 0..16u8), 1..4),
+            piece in 1..5000usize,
+            room in 1..70_000usize,
+        ) {
+            let stream: Vec<u8> =
+                members.iter().flat_map(|(data, level, fields)| member(data, *level, *fields)).collect();
+            let whole: Vec<u8> = members.into_iter().flat_map(|(data, ..)| data).collect();
+            prop_assert!(decode(Compression::Gzip, &stream, piece, room).unwrap() == whole);
+        }
+
+        #[test]
+        fn damaged_streams_are_judged_as_by_zlib(
+            (data, level, fields) in (content(), 1..10u32, 0..16u8),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+            piece in 1..5000usize,
+            room in 1..70_000usize,
+        ) {
+            let mut stream = member(&data, level, fields);
+            for (at, byte) in damage {
+                let at = at.index(stream.len());
+                stream[at] = byte;
+            }
+            if let Some(cut) = cut {
+                stream.truncate(cut.index(stream.len()));
+            }
+            let decoded = decode(Compression::Gzip, &stream, piece, room);
+            match reference(&stream) {
+                Some(expected) => prop_assert!(decoded.unwrap() == expected),
+                None => prop_assert!(decoded.is_err()),
+            }
+        }
+
+        #[test]
+        fn noise_is_refused(
+            noise in prop::collection::vec(any::<u8>(), 0..2000), piece in 1..500usize, room in 1..5000usize,
+        ) {
+            let stream = [&[0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 3][..], &noise].concat();
+            let decoded = decode(Compression::Gzip, &stream, piece, room);
+            prop_assert_eq!(decoded.is_ok(), reference(&stream).is_some());
+        }
+    }
+}
