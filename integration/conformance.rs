@@ -59,7 +59,7 @@ fn containerd_1_6() {
         return missing("1.6", "the installed containerd sources are not those of 1.6");
     }
     let go = Go { program: "/usr/bin/go".into(), root: None, path: gopath.to_owned() };
-    conform(&go, "v1", CASES_1);
+    conform(&go, "v1", CASES_1, "overlay");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn containerd_2() {
     }
     let path = tree.join("usr/share/gocode");
     let go = Go { program: root.join("bin/go"), root: Some(root), path };
-    conform(&go, "v2", CASES_2);
+    conform(&go, "v2", CASES_2, "erofs");
 }
 
 /// A Go toolchain and the sources beside it.
@@ -84,7 +84,7 @@ struct Go {
 }
 
 /// Builds the suite and runs all of it against the `hoistd` that cargo built.
-fn conform(go: &Go, version: &str, cases: usize) {
+fn conform(go: &Go, version: &str, cases: usize, backend: &str) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/conformance");
     let work = scratch(&format!("suite-{version}"));
     let package = work.join("src/conformance");
@@ -112,7 +112,10 @@ fn conform(go: &Go, version: &str, cases: usize) {
         "-test.timeout=10m",
         "-test.root",
     ]);
-    suite.env("HOISTD", env!("CARGO_BIN_EXE_hoistd"));
+    let config = work.join("hoist.toml");
+    fs::write(&config, format!("[pull]\nbackend = \"{backend}\"\n[metrics]\naddress = \"off\"\n"))
+        .unwrap();
+    suite.env("HOISTD", env!("CARGO_BIN_EXE_hoistd")).env("HOIST_CONFIG", config);
     let Output { status, stdout, stderr } = suite.output().unwrap();
     let report = String::from_utf8_lossy(&stdout);
     let count = |word: &str| report.lines().filter(|l| l.trim_start().starts_with(word)).count();

@@ -6,12 +6,18 @@ mod tree;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use harness::containerd::{NAMESPACE, REFERENCE, eventually};
-use harness::{Containerd, Generation, Hoistd, House, Registry};
+use harness::{Containerd, Generation, Hoistd, House, Registry, must};
 
-const FORMS: [&str; 3] = ["gzip", "zstd", "none"];
+#[path = "containerd/images.rs"]
+mod images;
+
+/// The forms of an image's layers, and what hoist makes of them.
+const FORMS: [(&str, &str); 4] =
+    [("gzip", "overlay"), ("none", "overlay"), ("gzip", "erofs"), ("zstd", "erofs")];
 
 /// A house with both daemons; the fields go in this order, containerd first.
 struct Bench {
@@ -32,6 +38,23 @@ fn bench_with(generation: Generation, test: &str, extra: &str) -> Option<Bench> 
 }
 
 impl Bench {
+    /// Restarts hoistd with another backend, if it has one, and waits until containerd has found it again: it waits some
+    /// seconds between attempts, and fails calls meanwhile.
+    fn set_backend(&mut self, backend: &str) {
+        if self.hoistd.set_backend(backend) {
+            self.wait_for_hoistd();
+        }
+    }
+
+    fn wait_for_hoistd(&self) {
+        // Only a call that hoistd has to answer tells.
+        let snapshot = ["snapshot", "--snapshotter", "hoist"];
+        let prepare = [&snapshot[..], &["prepare", "is-it-there"]].concat();
+        let answers = || self.containerd.answers(&prepare);
+        eventually("containerd has found hoistd again", answers, || self.hoistd.log());
+        self.containerd.ctr(NAMESPACE, &[&snapshot[..], &["rm", "is-it-there"]].concat());
+    }
+
     /// Compares the merged view and every layer's own directory with what overlayfs made of the same image.
     fn compare(&self, expected_image: &str, image: &str, began: SystemTime) {
         let expected = self.containerd.mount(REFERENCE, "overlayfs", expected_image, "expected");
@@ -69,10 +92,28 @@ impl Bench {
         self.containerd.remove(image);
         let gone = || self.hoistd.stored().is_empty();
         eventually("everything is gone from hoistd's root", gone, || self.state());
+        assert_eq!(self.hoistd.mounted(), [PathBuf::new(); 0], "a mount stays");
+    }
+
+    /// Every layer is an image, and one that the format's own tool finds no fault with.
+    fn check_images(&self) {
+        let images = self.hoistd.images();
+        assert_eq!(images.len(), self.hoistd.trees(), "{:?}", self.hoistd.stored());
+        assert!(!images.is_empty());
+        for image in images {
+            // Reads every inode and every byte; says what is wrong by its end.
+            must(Command::new("fsck.erofs").arg("--extract").arg(&image));
+        }
     }
 
     /// One image in one form: pulled, compared, removed.
-    fn pull_compare_remove(&self, image: &str, form: &str, by_cri: bool, began: SystemTime) {
+    fn pull_compare_remove(
+        &self,
+        image: &str,
+        (form, backend): (&str, &str),
+        by_cri: bool,
+        began: SystemTime,
+    ) {
         let name = self.house.registry.image(&format!("{image}:{form}"));
         if by_cri {
             self.containerd.pull_by_cri(&name);
@@ -82,6 +123,10 @@ impl Bench {
         self.assert_not_downloaded(&name);
         let reference = self.house.registry.image(&format!("{image}:gzip"));
         self.compare(&reference, &name, began);
+        match backend {
+            "erofs" => self.check_images(),
+            _ => assert_eq!(self.hoistd.images(), [PathBuf::new(); 0]),
+        }
         self.remove(&name);
     }
 }
@@ -90,16 +135,19 @@ impl Bench {
 fn trees_are_equal(generation: Generation, image: &str) {
     let test = format!("{image} through containerd {generation:?}");
     let began = SystemTime::now() - Duration::from_secs(2);
-    let Some(bench) = bench(generation, &test) else {
+    let first = format!("[pull]\nbackend = \"{}\"", FORMS[0].1);
+    let Some(mut bench) = bench_with(generation, &test, &first) else {
         return;
     };
     bench.containerd.pull_reference(&bench.house.registry.image(&format!("{image}:gzip")));
-    for form in FORMS {
-        bench.pull_compare_remove(image, form, false, began);
+    for (form, backend) in FORMS {
+        bench.set_backend(backend);
+        bench.pull_compare_remove(image, (form, backend), false, began);
     }
     // 1.6 has been asked through CRI all the time.
     if generation == Generation::Two {
-        bench.pull_compare_remove(image, "gzip", true, began);
+        bench.set_backend("erofs");
+        bench.pull_compare_remove(image, ("gzip", "erofs"), true, began);
     }
 }
 

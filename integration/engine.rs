@@ -5,6 +5,9 @@
 
 mod faulty_registry;
 
+#[path = "engine/images.rs"]
+mod images;
+
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

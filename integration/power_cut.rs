@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use hoist::image::{DiffId, Sha256};
-use hoist::pull::trees::TreeStore as _;
+use hoist::pull::trees::{Content, TreeStore as _};
 use hoist::snapshots::{Options, Snapshots, Sync};
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -63,7 +63,8 @@ fn after_the_cut(sync: Sync, files: &[(&str, Vec<u8>)]) -> Option<Vec<Vec<u8>>> 
         for (name, content) in files {
             fs::write(staged.path.join(name), content).unwrap();
         }
-        snapshots.publish(staged, 4096, 2, Vec::new()).unwrap();
+        let content = Content { is_image: false, bytes: 4096, inodes: 2, implied: Vec::new() };
+        snapshots.publish(staged, content).unwrap();
         fs::copy(&file, &copy).unwrap();
     }
     let disk = Disk::mount(&copy, work.path().join("after"));

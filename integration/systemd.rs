@@ -4,6 +4,7 @@
 mod harness;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
 
 use harness::House;
 use harness::containerd::eventually;
@@ -17,9 +18,11 @@ fn a_pull_in_the_sandbox_and_a_restart_under_a_container() {
     let test = "the unit under systemd";
     let Some(house) = House::open(test) else { return };
     let Some(root) = house.debian(test) else { return };
+    // Not "auto": where the machine around shares its mounts with this one, it cannot tell who sees them.
+    configure(&root.join("etc/hoist/hoist.toml"), "auto", "erofs");
     let Some(machine) = house.boot(root, test) else { return };
     started_before_containerd(&machine);
-    sandboxed(&machine);
+    bounded(&machine);
 
     let image = house.registry.image("odd:gzip");
     harness::cri::pull(&machine.path("/run/containerd/containerd.sock"), &image)
@@ -27,6 +30,8 @@ fn a_pull_in_the_sandbox_and_a_restart_under_a_container() {
     let pulls = machine.must("hoist pulls --json");
     assert!(pulls.contains(&image) && pulls.contains("\"done\""), "hoist did not pull it: {pulls}");
     layers_are_whole(&machine);
+    let images = || machine.mounts().lines().filter(|line| line.contains(" - erofs ")).count();
+    assert_eq!(images(), 3, "the machine sees them: {}", machine.mounts());
 
     let ctr = "ctr -n k8s.io";
     machine.must(&format!("{ctr} run -d --snapshotter hoist {image} first sleep 600"));
@@ -49,19 +54,32 @@ fn a_pull_in_the_sandbox_and_a_restart_under_a_container() {
             "kept\n1\n",
             "{how}"
         );
-        // containerd waits some seconds before it connects again (gRPC's backoff), and fails calls meanwhile.
-        let run = format!("{ctr} run --rm --snapshotter hoist {image} {id} true");
-        eventually(
-            "a new container",
-            || machine.inside(&run).status.success(),
-            || machine.journal(),
-        );
+        runs(&machine, &image, id);
     }
     assert_eq!(machine.property("hoistd", "NRestarts"), "1", "the kill, not the restart");
     reloads_and_refuses(&machine);
+    sandboxed(&machine);
+    runs(&machine, &image, "e");
     machine.must("systemctl stop hoistd");
     assert_eq!(machine.property("hoistd", "Result"), "success", "{}", machine.journal());
+    assert_eq!(images(), 3, "containers stand on them");
     within("d", "true");
+}
+
+/// A new container runs, soon: containerd waits some seconds before it connects again (gRPC's backoff), and fails calls
+/// meanwhile.
+fn runs(machine: &Machine, image: &str, id: &str) {
+    let run = format!("ctr -n k8s.io run --rm --snapshotter hoist {image} {id} true");
+    let started = || machine.inside(&run).status.success();
+    eventually("a new container", started, || machine.journal());
+}
+
+/// Sets the backend in a configuration.
+fn configure(file: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(file).expect("it was installed");
+    let changed = text.replace(&format!("backend = \"{from}\""), &format!("backend = \"{to}\""));
+    assert_ne!(text, changed);
+    std::fs::write(file, changed).expect("the scratch directory is writable");
 }
 
 /// Its word is what systemd waited for, and containerd for systemd.
@@ -84,12 +102,27 @@ fn started_before_containerd(machine: &Machine) {
 }
 
 /// The directives are in force, not only in the file.
-fn sandboxed(machine: &Machine) {
+fn bounded(machine: &Machine) {
     let status = machine.must("cat /proc/$(pidof hoistd)/status");
     for (field, value) in [("CapBnd", CAPABILITIES), ("NoNewPrivs", "1"), ("Seccomp", "2")] {
         let line = format!("{field}:\t{value}");
         assert!(status.lines().any(|found| found == line), "{line} is not in\n{status}");
     }
+}
+
+/// With the drop-in for hosts that want files: nothing but the state can be written, and "auto" knows why it takes files.
+fn sandboxed(machine: &Machine) {
+    let unit = "/etc/systemd/system/hoistd.service.d";
+    let place = machine.root.join(unit.trim_start_matches('/'));
+    std::fs::create_dir_all(&place).expect("the scratch directory is writable");
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let drop_in = checkout.join("systemd/hoistd.service.d/sandbox.conf");
+    std::fs::copy(drop_in, place.join("sandbox.conf")).expect("it is part of the checkout");
+    configure(&machine.root.join("etc/hoist/hoist.toml"), "erofs", "auto");
+    machine.must("systemctl daemon-reload; systemctl restart hoistd");
+    let log = machine.must("journalctl -u hoistd --no-pager -o cat");
+    let told = log.lines().rfind(|line| line.contains("layers become")).unwrap_or_default();
+    assert!(told.contains("overlay") && told.contains("mount name space"), "{told}");
     let inside =
         |command: &str| machine.inside(&format!("nsenter -m -t $(pidof hoistd) {command}"));
     for place in ["/etc/x", "/usr/bin/x", "/root/x", "/var/lib/x"] {
@@ -102,7 +135,7 @@ fn sandboxed(machine: &Machine) {
 
 /// What takes each of the capabilities is in the layers as it should be.
 fn layers_are_whole(machine: &Machine) {
-    let trees = machine.root.join("var/lib/hoist/trees");
+    let trees = machine.path("/var/lib/hoist/trees");
     let trees: Vec<_> = std::fs::read_dir(&trees).expect("hoistd made it").flatten().collect();
     assert_eq!(trees.len(), 3, "Debian, the lower and the upper layer");
     let upper = trees

@@ -157,6 +157,8 @@ pub struct Registry {
 pub struct Pull {
     /// Who takes over.
     pub on_error: OnError,
+    /// What layers become.
+    pub backend: Backend,
     /// What of a layer a power cut may take.
     pub sync: Sync,
     /// How long one Prepare may wait for its layer.
@@ -170,6 +172,17 @@ pub enum OnError {
     Fallback,
     /// The error: the pull fails.
     Fail,
+}
+
+/// What layers become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// Images where this host can have them, else files.
+    Auto,
+    /// Files.
+    Overlay,
+    /// EROFS images.
+    Erofs,
 }
 
 /// When layers are written to disk.
@@ -263,6 +276,7 @@ impl Config {
             },
             pull: Pull {
                 on_error: OnError::Fallback,
+                backend: Backend::Auto,
                 sync: Sync::None,
                 deadline: Duration::from_secs(30 * 60),
             },

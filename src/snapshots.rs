@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 mod database;
 mod error;
 mod filter;
+mod images;
 mod inventory;
 mod labels;
 mod layout;
@@ -50,6 +51,7 @@ pub use timed::OnCall;
 
 use database::Database;
 use filter::Filters;
+use images::Images;
 use labels::Mapping;
 use layout::Layout;
 use ledger::Ledger;
@@ -75,6 +77,18 @@ pub enum Sync {
     Layer,
 }
 
+/// What the layers become that hoist unpacks. Those that stand stay what they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Backend {
+    /// Images where this host can have them, else files.
+    Auto,
+    /// Files in a directory.
+    #[default]
+    Overlay,
+    /// EROFS images, mounted.
+    Erofs,
+}
+
 /// How a root is kept.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -88,6 +102,8 @@ pub struct Options {
     pub on_late: OnLate,
     /// Whether layers are on disk when they are told to be there.
     pub sync: Sync,
+    /// What layers become.
+    pub backend: Backend,
     /// Is told how long each call of containerd took.
     pub on_call: OnCall,
 }
@@ -99,6 +115,7 @@ impl Default for Options {
             claim_timeout: Duration::from_secs(30 * 60),
             on_late: OnLate::default(),
             sync: Sync::default(),
+            backend: Backend::default(),
             on_call: OnCall::default(),
         }
     }
@@ -127,6 +144,7 @@ pub struct Snapshots {
     database: Database,
     options: Options,
     overlay_options: Vec<String>,
+    images: Images,
     ledger: Arc<Ledger>,
     /// Wakes the sweeper.
     wake: Arc<Notify>,
@@ -147,18 +165,21 @@ impl Snapshots {
     /// # Errors
     /// [`Error::Locked`] if another daemon works there, [`Error::Newer`] if a newer hoist wrote its
     /// metadata, [`Error::NoDirectoryTypes`] on a file system that overlay cannot use,
-    /// [`Error::Database`], [`Error::Io`].
+    /// [`Error::NoImages`] where layers have to be images and cannot, [`Error::Database`],
+    /// [`Error::Io`].
     pub fn open(root: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let layout = Layout::open(root)?;
         let lock = lock(&layout.root().join("lock"))?;
         check_directory_types(layout.root())?;
         let database = Database::open(&layout.root().join("metadata.db"), options.sync)?;
         let overlay_options = mounts::overlay_options(&layout.trash());
+        let images = Images::choose(options.backend, &layout)?;
         let this = Self {
             layout,
             database,
             options,
             overlay_options,
+            images,
             ledger: Arc::new(Ledger::new()),
             wake: Arc::default(),
             sweeping: Mutex::default(),
@@ -168,6 +189,7 @@ impl Snapshots {
             _lock: lock,
         };
         this.recover()?;
+        this.mount_all()?;
         Ok(Arc::new(this))
     }
 
@@ -217,6 +239,7 @@ impl Snapshots {
             let new = NewSnapshot { name: key, kind, parent_id, tree: None, usage: None, labels };
             let id = records::insert(db, &new)?;
             let parents = records::chain(db, parent_id)?;
+            self.ensure_mounted(&parents)?;
             let owner = self.owner(mapping.as_ref(), parents.first())?;
             made = Some(self.layout.snapshot(id));
             self.layout.make_snapshot(id, kind == Kind::Active, owner)?;
@@ -242,6 +265,7 @@ impl Snapshots {
             }
             let mapping = Mapping::parse(&records::info(db, key)?.labels)?;
             let parents = records::chain(db, record.parent_id)?;
+            self.ensure_mounted(&parents)?;
             Ok(self.mounts_of(record.kind, record.layer, &parents, mapping.as_ref()))
         })
     }

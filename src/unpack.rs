@@ -75,6 +75,9 @@ pub struct Options {
     pub directory_handles: usize,
     /// How whiteouts are left on disk.
     pub whiteouts: Whiteouts,
+    /// The most bytes that names and metadata of a layer that becomes an image may take in memory
+    /// until its end.
+    pub image_tree_bytes: u64,
 }
 
 impl Default for Options {
@@ -86,6 +89,8 @@ impl Default for Options {
             // Archives are in the order of their directories, so that few are in use at once.
             directory_handles: 128,
             whiteouts: Whiteouts::Overlay,
+            // Some three million entries.
+            image_tree_bytes: 512 << 20,
         }
     }
 }
@@ -155,6 +160,14 @@ pub enum UnpackError {
         /// What there are too many of.
         what: &'static str,
     },
+    /// More names and metadata than an image's writer may hold in memory.
+    #[error(
+        "the layer's names and metadata take more than {limit} bytes of memory; unpack it into files"
+    )]
+    ImageTree {
+        /// The limit.
+        limit: u64,
+    },
     /// The layer's tree itself cannot be worked on.
     #[error("{what} {}: {source}", path.display())]
     Tree {
@@ -184,13 +197,25 @@ impl UnpackError {
         match self {
             Self::Archive(ArchiveError::Source(_)) => false,
             Self::Archive(_) | Self::Name { .. } | Self::TooLarge { .. } => true,
-            Self::Entry { .. } | Self::Tree { .. } | Self::Image { .. } | Self::Panicked => false,
+            Self::Entry { .. }
+            | Self::ImageTree { .. }
+            | Self::Tree { .. }
+            | Self::Image { .. }
+            | Self::Panicked => false,
         }
+    }
+
+    /// Whether the layer is too much for an image, and can be unpacked into files all the same.
+    pub fn is_of_the_image(&self) -> bool {
+        matches!(self, Self::ImageTree { .. } | Self::Image { source: ImageError::TooLarge, .. })
     }
 
     /// Whether this host cannot take the layer, whatever its bytes are: no space, an I/O error.
     pub fn is_of_the_host(&self) -> bool {
-        let (Self::Entry { source, .. } | Self::Tree { source, .. }) = self else {
+        let (Self::Entry { source, .. }
+        | Self::Tree { source, .. }
+        | Self::Image { source: ImageError::Io { source, .. }, .. }) = self
+        else {
             return matches!(self, Self::Panicked);
         };
         let codes = [

@@ -120,6 +120,11 @@ impl Containerd {
         must(&mut self.ctr_process(namespace, arguments))
     }
 
+    /// Whether `ctr` succeeds with these arguments.
+    pub(crate) fn answers(&self, arguments: &[&str]) -> bool {
+        self.ctr_process(NAMESPACE, arguments).output().is_ok_and(|output| output.status.success())
+    }
+
     /// Starts a pull with hoist and leaves it to itself.
     pub(crate) fn begin_pull(&self, image: &str) -> std::thread::JoinHandle<Result<(), String>> {
         if self.generation == Generation::One {
@@ -253,11 +258,37 @@ impl Containerd {
         name: &str,
         command: &[&str],
     ) -> String {
-        // runc keeps its containers in one place for the whole machine, so a name must not come twice.
-        let home = self.home.parent().and_then(Path::file_name).unwrap_or_default();
-        let name = format!("hoist-{}-{name}", home.to_string_lossy().replace('.', "-"));
+        let name = self.container(name);
         let arguments = ["run", "--rm", "--snapshotter", snapshotter, image, &name];
         self.ctr(NAMESPACE, &[&arguments[..], command].concat())
+    }
+
+    /// The container's id for a test's own name: runc keeps its containers in one place for the whole machine, so that a
+    /// name must not come twice.
+    pub(crate) fn container(&self, name: &str) -> String {
+        let home = self.home.parent().and_then(Path::file_name).unwrap_or_default();
+        format!("hoist-{}-{name}", home.to_string_lossy().replace('.', "-"))
+    }
+
+    /// Starts a container that does nothing until [`Self::end`].
+    pub(crate) fn begin(&self, image: &str, name: &str) {
+        let name = self.container(name);
+        let run = ["run", "--detach", "--snapshotter", "hoist", image, &name, "sleep", "600"];
+        self.ctr(NAMESPACE, &run);
+    }
+
+    /// Runs a command in a container that was begun, and gives its output.
+    pub(crate) fn within(&self, name: &str, exec: &str, command: &[&str]) -> String {
+        let name = self.container(name);
+        let arguments = ["task", "exec", "--exec-id", exec, &name];
+        self.ctr(NAMESPACE, &[&arguments[..], command].concat())
+    }
+
+    /// Ends and removes a container that was begun.
+    pub(crate) fn end(&self, name: &str) {
+        let name = self.container(name);
+        self.ctr(NAMESPACE, &["task", "rm", "--force", &name]);
+        self.ctr(NAMESPACE, &["container", "rm", &name]);
     }
 }
 

@@ -66,6 +66,44 @@ impl Hoistd {
         self.daemon = Self::launch(&self.home);
     }
 
+    /// Sets what new layers become, `"overlay"` or `"erofs"`, and restarts it (kill -9); `false` where that is so already.
+    pub(crate) fn set_backend(&mut self, backend: &str) -> bool {
+        let file = self.home.join("hoist.toml");
+        let text = std::fs::read_to_string(&file).expect("it was written at the start");
+        if text.contains(&format!("backend = \"{backend}\"\n")) {
+            return false;
+        }
+        let others = text.lines().filter(|line| !line.starts_with("backend = "));
+        let lines: Vec<&str> = others.filter(|line| *line != "[pull]").collect();
+        let text = format!("{}\n[pull]\nbackend = \"{backend}\"\n", lines.join("\n"));
+        std::fs::write(&file, text).expect("the scratch directory is writable");
+        self.crash_and_restart();
+        true
+    }
+
+    /// kill -9.
+    pub(crate) fn crash(&mut self) {
+        self.daemon.crash();
+    }
+
+    /// A new start on the same root.
+    pub(crate) fn start_again(&mut self) {
+        self.daemon = Self::launch(&self.home);
+    }
+
+    /// The image files of the layers that are images.
+    pub(crate) fn images(&self) -> Vec<PathBuf> {
+        let trees = self.stored().into_iter().filter(|p| p.starts_with(self.root().join("trees")));
+        trees.map(|tree| tree.join("layer.erofs")).filter(|image| image.exists()).collect()
+    }
+
+    /// What is mounted below its root: the mount points, as the kernel tells them.
+    pub(crate) fn mounted(&self) -> Vec<PathBuf> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").expect("Linux has it");
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        points.filter(|point| point.starts_with(self.root())).collect()
+    }
+
     /// The directories under `root/trees` and `root/snapshots`: what is stored now.
     pub(crate) fn stored(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::reader::{Document, Section};
 use super::{
-    Cleanup, Config, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics, Mistake, OnError,
-    Pull, Registry, Sync, parse_duration, parse_size,
+    Backend, Cleanup, Config, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics, Mistake,
+    OnError, Pull, Registry, Sync, parse_duration, parse_size,
 };
 
 const KIB: u64 = 1 << 10;
@@ -119,8 +119,11 @@ fn registry(mut section: Section<'_, '_>, defaults: Registry) -> Registry {
 fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
     let s = &mut section;
     let words = [("fallback", OnError::Fallback), ("fail", OnError::Fail)];
+    let backends =
+        [("auto", Backend::Auto), ("overlay", Backend::Overlay), ("erofs", Backend::Erofs)];
     let pull = Pull {
         on_error: word(s, "on_error", defaults.on_error, &words),
+        backend: word(s, "backend", defaults.backend, &backends),
         sync: word(s, "sync", defaults.sync, &[("none", Sync::None), ("layer", Sync::Layer)]),
         deadline: duration(s, "deadline", defaults.deadline, (1, 24 * 3600)),
     };

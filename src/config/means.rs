@@ -1,6 +1,6 @@
 //! What a configuration means for the rooms below.
 
-use super::{Config, OnError, Sync};
+use super::{Backend, Config, OnError, Sync};
 use crate::budget::Budget;
 use crate::{compression, fetch, pull, registry, snapshots, timeline, unpack};
 
@@ -61,6 +61,8 @@ impl Config {
         unpack::Options {
             writers: self.limits.writers_per_layer,
             max_bytes: self.limits.max_unpacked_bytes,
+            // Half a million entries at the default. They come out of what fetches would take.
+            image_tree_bytes: self.budget().total() / 2,
             ..unpack::Options::default()
         }
     }
@@ -96,6 +98,11 @@ impl Config {
             sync: match self.pull.sync {
                 Sync::None => snapshots::Sync::None,
                 Sync::Layer => snapshots::Sync::Layer,
+            },
+            backend: match self.pull.backend {
+                Backend::Auto => snapshots::Backend::Auto,
+                Backend::Overlay => snapshots::Backend::Overlay,
+                Backend::Erofs => snapshots::Backend::Erofs,
             },
             ..snapshots::Options::default()
         }

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::trees::{HeldTree, StagedTree, StoreError, TreeId, TreeInfo, TreePin, TreeStore};
+use super::trees::{
+    Content, HeldTree, StagedTree, StoreError, TreeId, TreeInfo, TreePin, TreeStore,
+};
 use crate::image::DiffId;
 use crate::unpack::{self, UnpackError};
 
@@ -98,20 +100,16 @@ impl TreeStore for DirectoryStore {
         fs::create_dir(&path)
             .map_err(|e| failed(&format!("make a directory for layer {diff_id}"), e))?;
         self.trees().insert(id, (diff_id, None));
-        Ok(StagedTree { id, path })
+        Ok(StagedTree { id, path, image: None })
     }
 
-    fn publish(
-        &self,
-        staged: StagedTree,
-        bytes: u64,
-        inodes: u64,
-        implied: Vec<PathBuf>,
-    ) -> Result<TreeInfo, StoreError> {
-        let StagedTree { id, path } = staged;
+    fn publish(&self, staged: StagedTree, content: Content) -> Result<TreeInfo, StoreError> {
+        let StagedTree { id, path, .. } = staged;
+        let Content { bytes, inodes, implied, .. } = content;
         let mut trees = self.trees();
         let (diff_id, written) = trees.get_mut(&id).ok_or(StoreError::Gone(id))?;
-        let tree = TreeInfo { id, path, diff_id: *diff_id, bytes, inodes, implied, settled: None };
+        let (image, diff_id, settled) = (None, *diff_id, None);
+        let tree = TreeInfo { id, path, image, diff_id, bytes, inodes, implied, settled };
         *written = Some(tree.clone());
         Ok(tree)
     }

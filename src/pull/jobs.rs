@@ -12,8 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::PullError;
-use super::layer::{self, ORDINARY_WINDOW_BYTES, Work};
-use super::trees::{HeldTree, StagedTree, TreeStore};
+use super::layer::{self, Dest, ORDINARY_WINDOW_BYTES, Work};
+use super::trees::{Content, HeldTree, StagedTree, TreeStore};
 use crate::budget::{Budget, Permit};
 use crate::compression::{CompressionError, Pool, Resources};
 use crate::fetch::ImageFetcher;
@@ -212,11 +212,21 @@ impl Shared {
         let _ = ended.send(Some(outcome));
     }
 
-    /// Makes the tree; anew where it turns out that the layer's window needs more memory.
+    /// Makes the tree; anew where it turns out that the layer's window needs more memory, or that the
+    /// layer is too much for an image.
     async fn make(self: &Arc<Self>, order: Order, cancel: &CancellationToken) -> Outcome {
         let mut window_bytes = ORDINARY_WINDOW_BYTES;
+        let mut may_be_image = true;
         loop {
-            let outcome = self.attempt(order.clone(), window_bytes, cancel).await;
+            let outcome = self.attempt(order.clone(), window_bytes, may_be_image, cancel).await;
+            if let Err(PullError::Unpack { source, layer }) = &outcome
+                && source.is_of_the_image()
+                && may_be_image
+            {
+                tracing::warn!(%layer, reason = %source, "this layer becomes files, not an image");
+                may_be_image = false;
+                continue;
+            }
             let Err(PullError::Decompress { source, .. }) = &outcome else { return outcome };
             let CompressionError::Window { needed, .. } = **source else { return outcome };
             // In powers of two, so that a stream of growing windows is not begun too often.
@@ -245,6 +255,7 @@ impl Shared {
         self: &Arc<Self>,
         order: Order,
         window_bytes: u64,
+        may_be_image: bool,
         cancel: &CancellationToken,
     ) -> Outcome {
         let from = Instant::now();
@@ -259,16 +270,18 @@ impl Shared {
         order.recorder.state(LayerState::Running);
         let diff_id = order.key.diff_id;
         let store = Arc::clone(&self.store);
-        let staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
+        let mut staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
+        staged.image = staged.image.filter(|_| may_be_image);
         let recorder = Arc::clone(&order.recorder);
         match self.unpack(order, window_bytes, &staged, cancel).await {
             Ok(summary) => {
                 let _busy = recorder.time(Phase::Commit);
                 let store = Arc::clone(&self.store);
                 let publish = move || {
-                    let tree =
-                        store.publish(staged, summary.bytes, summary.inodes, summary.implied)?;
-                    HeldTree::pin(&*store, tree)
+                    let Summary { bytes, inodes, implied, .. } = summary;
+                    let is_image = staged.image.is_some();
+                    let content = Content { is_image, bytes, inodes, implied };
+                    HeldTree::pin(&*store, store.publish(staged, content)?)
                 };
                 Ok(blocking(recorder.layer(), publish).await??)
             }
@@ -301,7 +314,10 @@ impl Shared {
         let reader = fetcher.start(&handle, blob, layer.size, Arc::clone(&recorder));
         let stop = reader.canceller();
         let named = layer.clone();
-        let dest = staged.path.clone();
+        let dest = match staged.image.clone() {
+            Some(file) => Dest::Image { file, budget: self.budget.clone() },
+            None => Dest::Files(staged.path.clone()),
+        };
         let resources = self.resources(window_bytes, &recorder);
         let (hashers, unpack) = (self.hashers.clone(), self.unpack.clone());
         let work = Work { layer, compression, resources, reader, hashers, dest, unpack, recorder };

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -30,12 +30,13 @@ use super::PullError;
 use super::buffers::{BUFFER_BYTES, BUFFERS, Buffers};
 use super::trees::StoreError;
 use crate::archive::Source;
+use crate::budget::Budget;
 use crate::compression::{self, Arrival, CompressionError, Decoded, Pieces, Resources};
 use crate::fetch::{BlobReader, FetchError};
 use crate::hashing::{HashStream, Hashers};
 use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
 use crate::timeline::{LayerRecorder, Phase, Stall};
-use crate::unpack::{self, Summary, UnpackError};
+use crate::unpack::{self, ImageLabel, Summary, UnpackError};
 
 /// Compressed bytes that have left the window of their fetch and wait to be hashed.
 const BLOB_BYTES_UNHASHED: usize = 4 << 20;
@@ -60,6 +61,18 @@ pub(super) fn bytes(compression: Compression, window_bytes: u64) -> u64 {
     queues + DECODER_BYTES + window
 }
 
+/// What a layer becomes.
+pub(super) enum Dest {
+    /// Files in this directory.
+    Files(PathBuf),
+    /// An EROFS image, this file.
+    Image {
+        file: PathBuf,
+        /// Names and metadata are paid for from here, beside what the layer has reserved.
+        budget: Budget,
+    },
+}
+
 /// What is needed to make a layer's tree.
 pub(super) struct Work {
     pub(super) layer: ImageLayer,
@@ -67,7 +80,7 @@ pub(super) struct Work {
     pub(super) resources: Resources,
     pub(super) reader: BlobReader,
     pub(super) hashers: Hashers,
-    pub(super) dest: PathBuf,
+    pub(super) dest: Dest,
     pub(super) unpack: unpack::Options,
     pub(super) recorder: Arc<LayerRecorder>,
 }
@@ -100,16 +113,34 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
         })?;
 
         let mut source = Archive { pieces: archive, recorder: &recorder };
-        let unpacked = unpack::unpack(&mut source, &dest, &unpack, &recorder);
+        let unpacked = match &dest {
+            Dest::Files(root) => unpack::unpack(&mut source, root, &unpack, &recorder),
+            Dest::Image { file, budget } => {
+                let (label, budget) = (label(&layer), Some(budget));
+                unpack::unpack_image(&mut source, file, label, &unpack, budget, &recorder)
+            }
+        };
         match &unpacked {
             // Bytes after the end of the archive belong to its digest.
             Ok(_) => while source.pieces.recv().is_ok() {},
-            Err(error) => unwanted.store(error.is_of_the_host(), Relaxed),
+            // Here they are of no use, whatever they are.
+            Err(error) => {
+                unwanted.store(error.is_of_the_host() || error.is_of_the_image(), Relaxed);
+            }
         }
         drop(source);
         let panicked = |_| PullError::Internal { layer: layer.blob, what: "its decoder" };
         Ended { decoded: stage.join().map_err(panicked)?, unpacked }.judge(&layer)
     })
+}
+
+/// The image of a layer is named by its DiffID; what no entry gives a time has that of the pull, as
+/// in files.
+fn label(layer: &ImageLayer) -> ImageLabel {
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&layer.diff_id.0.as_bytes()[..16]);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ImageLabel { uuid, seconds: since.as_secs() }
 }
 
 /// Notes in `recorder` what is hashed.

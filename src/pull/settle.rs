@@ -81,8 +81,12 @@ impl Settler {
                     Ok(if settled == wanted { Fit::Serves } else { Fit::Wants(wanted) })
                 }
                 None => {
-                    let settled =
-                        unpack::settle(&tree.path, &tree.implied, &lowers).map_err(failed)?;
+                    // No image is mounted before it is settled.
+                    let settled = match &tree.image {
+                        Some(image) => unpack::settle_image(image, &tree.implied, &lowers),
+                        None => unpack::settle(&tree.path, &tree.implied, &lowers),
+                    };
+                    let settled = settled.map_err(failed)?;
                     store.settled(tree.id, settled.to_bytes())?;
                     Ok(Fit::Serves)
                 }

@@ -7,6 +7,9 @@
 //! after a while, so a pull holds a [`TreePin`] from the moment it counts on a tree until the
 //! snapshot that refers to it stands.
 //!
+//! A tree is files in a directory, or an image file that the store mounts there; what a layer becomes
+//! is the pull's choice where the store offers an image. The store mounts it when it is settled.
+//!
 //! Directories that an archive implies but never names take their metadata from the layers below.
 //! Which ones those are is known when the tree is published; what they became is told later, with
 //! [`TreeStore::settled`], and from then on the tree fits only chains that settle it equally.
@@ -36,6 +39,22 @@ pub struct StagedTree {
     pub id: TreeId,
     /// The layer's root directory: it exists, is empty, and has mode 0755.
     pub path: PathBuf,
+    /// A file that does not exist yet, to be made an EROFS image of the layer instead of files in
+    /// `path`; `None` where the store wants files.
+    pub image: Option<PathBuf>,
+}
+
+/// What was written into a staged tree.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Content {
+    /// It is the image that the store offered, not files.
+    pub is_image: bool,
+    /// What it occupies, in bytes, as counted while it was written.
+    pub bytes: u64,
+    /// How many inodes it occupies.
+    pub inodes: u64,
+    /// Directories that the archive implied without naming them, relative to the root.
+    pub implied: Vec<PathBuf>,
 }
 
 /// A published tree.
@@ -45,6 +64,8 @@ pub struct TreeInfo {
     pub id: TreeId,
     /// The layer's root directory.
     pub path: PathBuf,
+    /// The image file that is mounted there, once the tree is settled; `None`: it is files.
+    pub image: Option<PathBuf>,
     /// The layer whose content it holds.
     pub diff_id: DiffId,
     /// What it occupies, in bytes, as counted while it was written.
@@ -167,24 +188,21 @@ pub trait TreeStore: Send + Sync + 'static {
     /// [`StoreError::Io`], [`StoreError::Records`].
     fn stage(&self, diff_id: DiffId) -> Result<StagedTree, StoreError>;
 
-    /// Takes in a tree that is written and verified whole: `bytes` and `inodes` as counted while
-    /// writing, `implied` as in [`TreeInfo::implied`].
+    /// Takes in a tree that is written and verified whole. An image without implied directories is
+    /// mounted now.
     ///
     /// # Errors
-    /// [`StoreError::Gone`] if it was discarded, [`StoreError::Records`].
-    fn publish(
-        &self,
-        tree: StagedTree,
-        bytes: u64,
-        inodes: u64,
-        implied: Vec<PathBuf>,
-    ) -> Result<TreeInfo, StoreError>;
+    /// [`StoreError::Gone`] if it was discarded, [`StoreError::Records`], [`StoreError::Io`] where
+    /// an image cannot be mounted.
+    fn publish(&self, tree: StagedTree, content: Content) -> Result<TreeInfo, StoreError>;
 
-    /// Notes what the implied directories of a published tree became. Telling the same twice is
-    /// well; of two callers that tell different things the second is refused.
+    /// Notes what the implied directories of a published tree became, and mounts it if it is an
+    /// image. Telling the same twice is well; of two callers that tell different things the second
+    /// is refused.
     ///
     /// # Errors
-    /// [`StoreError::SettledOtherwise`], [`StoreError::Gone`], [`StoreError::Records`].
+    /// [`StoreError::SettledOtherwise`], [`StoreError::Gone`], [`StoreError::Records`],
+    /// [`StoreError::Io`] where an image cannot be mounted.
     fn settled(&self, id: TreeId, metadata: Vec<u8>) -> Result<(), StoreError>;
 
     /// Holds a published tree.

@@ -27,7 +27,7 @@ use super::Sync;
 use super::error::Error;
 
 /// The format that this code writes. Raise it with a step in [`migrate`].
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 
 /// How long a connection waits for another one: only our own checkpoints ever hold the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,6 +72,11 @@ CREATE TABLE labels (
     PRIMARY KEY (snapshot_id, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX labels_by_value ON labels (key, value);
+";
+
+/// Format 2: a tree says whether it is files or an image.
+const FORMAT_2: &str = "
+ALTER TABLE trees ADD COLUMN form INTEGER NOT NULL DEFAULT 0 CHECK (form IN (0, 1)); -- files, image
 ";
 
 #[derive(Debug)]
@@ -160,6 +165,9 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
     if found < 1 {
         transaction.execute_batch(FORMAT_1)?;
     }
+    if found < 2 {
+        transaction.execute_batch(FORMAT_2)?;
+    }
     transaction.pragma_update(None, "user_version", FORMAT)?;
     Ok(transaction.commit()?)
 }
@@ -177,8 +185,25 @@ mod tests {
         raw.pragma_update(None, "user_version", FORMAT + 1).unwrap();
         drop(raw);
         let error = Database::open(&path, Sync::None).err().unwrap();
-        assert!(matches!(error, Error::Newer { found: 2, known: 1 }), "{error}");
+        assert!(matches!(error, Error::Newer { found: 3, known: 2 }), "{error}");
         assert!(error.to_string().contains("newer hoist"));
+    }
+
+    #[test]
+    fn trees_of_format_1_are_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metadata.db");
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch(FORMAT_1).unwrap();
+        raw.execute("INSERT INTO trees (diff_id, state) VALUES ('x', 1)", []).unwrap();
+        raw.pragma_update(None, "user_version", 1).unwrap();
+        drop(raw);
+        let database = Database::open(&path, Sync::None).unwrap();
+        let form = database
+            .read(|db| db.query_row("SELECT form FROM trees", [], |row| row.get::<_, i64>(0)));
+        assert_eq!(form.unwrap(), 0);
+        drop(database);
+        Database::open(&path, Sync::None).unwrap();
     }
 
     #[test]

@@ -114,6 +114,22 @@ pub enum Error {
         "{0} is on a file system without d_type, on which overlay cannot work; for XFS format it with ftype=1"
     )]
     NoDirectoryTypes(PathBuf),
+    /// Layers have to be images, and cannot be.
+    #[error(
+        "layers cannot be EROFS images here: {reason}; set pull.backend to \"auto\" or \"overlay\""
+    )]
+    NoImages {
+        /// What lacks.
+        reason: String,
+    },
+    /// A layer that is an image is not mounted, and may not be.
+    #[error("the layer's image {} is not mounted: {reason}; mend that, or remove the image of containers and pull it again", image.display())]
+    NotMounted {
+        /// The image's file.
+        image: PathBuf,
+        /// What is in the way.
+        reason: String,
+    },
     /// The database refused.
     #[error("snapshot metadata: {0}")]
     Database(#[from] rusqlite::Error),

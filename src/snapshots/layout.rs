@@ -6,6 +6,7 @@
 //! snapshots/ID/fs       the layer of a snapshot that was prepared the ordinary way
 //! snapshots/ID/work     overlay's work directory, while it is active
 //! trees/ID/fs           a layer that hoist unpacked
+//! trees/ID/layer.erofs  its image, where it is one; then that is mounted on `fs`
 //! trash/N               what is being removed
 //! pulls/ID.json         records of pulls, which are `timeline`'s
 //! ```
@@ -89,6 +90,10 @@ impl Layout {
 
     pub(super) fn tree_root(&self, id: TreeId) -> PathBuf {
         self.root.join(format!("trees/{id}/fs"))
+    }
+
+    pub(super) fn tree_image(&self, id: TreeId) -> PathBuf {
+        self.root.join(format!("trees/{id}/layer.erofs"))
     }
 
     /// Where a layer's files are.

@@ -5,6 +5,7 @@
 //! The options of a mount have to fit into one page; where they do not, containerd shortens the
 //! paths by what they have in common.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,12 +35,13 @@ pub(super) fn mounts(
     parents: &[Layer],
     mapping: Option<&Mapping>,
 ) -> Vec<Mount> {
+    let parents = &distinct(parents);
     let mut options: Vec<String> = mapping.into_iter().flat_map(Mapping::options).collect();
     let bind = |mut options: Vec<String>, directory: PathBuf, mode: &str| {
         options.extend([mode.to_owned(), "rbind".to_owned()]);
         vec![Mount { kind: "bind", source: text(&directory), options }]
     };
-    match (kind, parents) {
+    match (kind, &parents[..]) {
         (Kind::Active, []) => return bind(options, layout.upper(own.snapshot), "rw"),
         (_, []) => return bind(options, layout.layer(own), "ro"),
         (Kind::Active, _) => {
@@ -53,6 +55,18 @@ pub(super) fn mounts(
     options.push(format!("lowerdir={}", lower.join(":")));
     options.extend_from_slice(overlay_options);
     vec![Mount { kind: "overlay", source: "overlay".to_owned(), options }]
+}
+
+/// The parents, each tree where it is topmost. An image may have one layer twice (the empty one of a
+/// build's steps), and overlay refuses a directory that is among its lower ones twice (ELOOP). The
+/// deeper one shows nothing: each of its names is hidden by the same name above it.
+fn distinct(parents: &[Layer]) -> Vec<Layer> {
+    let mut seen = HashSet::new();
+    parents
+        .iter()
+        .copied()
+        .filter(|layer| layer.tree.is_none_or(|tree| seen.insert(tree)))
+        .collect()
 }
 
 /// Paths go to containerd as text. The root comes from a configuration, which is text too.
@@ -140,6 +154,12 @@ mod tests {
         assert_eq!(active[0].kind, "overlay");
         assert_eq!(active[0].options, [&*work, &upper, &lower, "index=off"]);
         assert_eq!(of(Kind::View, &parents)[0].options, [&*lower, "index=off"]);
+
+        // A layer that an image has twice.
+        let twice = [layer(3, Some(4)), layer(2, None), layer(1, Some(4))];
+        let lower = format!("lowerdir={root}/trees/4/fs:{root}/snapshots/2/fs");
+        assert_eq!(of(Kind::View, &twice)[0].options, [&*lower, "index=off"]);
+        assert_eq!(of(Kind::View, &[layer(2, Some(4)), layer(1, Some(4))]), view);
     }
 
     /// containerd shortens the lower directories by their common part when they pass a page.

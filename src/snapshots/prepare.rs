@@ -136,6 +136,8 @@ impl Snapshots {
                 return Ok(Look::Stands);
             }
             let chain = records::chain(db, parent_id)?;
+            // Implied directories are read there.
+            self.ensure_mounted(&chain)?;
             let parents = chain.into_iter().map(|layer| self.layout.layer(layer)).collect();
             Ok(Look::Missing { parents })
         })
@@ -187,6 +189,7 @@ impl Snapshots {
     ) -> Result<bool, Error> {
         let tree = held.tree.id;
         let reference = wanted.chain_id.to_string();
+        self.ensure_mounted(&[records::Layer { snapshot: 0, tree: Some(tree) }])?;
         self.database.write(|db| {
             let parent_id = records::parent_id(db, &request.parent)?;
             if records::find_reference(db, &reference, parent_id)? {

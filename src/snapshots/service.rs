@@ -245,6 +245,8 @@ impl From<Error> for Status {
             | Error::Locked(_)
             | Error::Newer { .. }
             | Error::NoDirectoryTypes(_)
+            | Error::NoImages { .. }
+            | Error::NotMounted { .. }
             | Error::Database(_)
             | Error::Io { .. } => Code::Internal,
         };

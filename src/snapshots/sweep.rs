@@ -20,6 +20,7 @@ use rusqlite::params;
 
 use super::Snapshots;
 use super::error::Error;
+use super::images;
 use super::ledger::Verdict;
 use super::treestore::{PUBLISHED, STAGING};
 use crate::pull::trees::TreeId;
@@ -122,6 +123,7 @@ impl Snapshots {
         let removed = self.database.write(|db| db.execute(sql, params![id.0]))?;
         if removed > 0 {
             locked.close(id);
+            self.unmount_tree(id);
             self.layout.discard(&self.layout.tree(id))?;
         }
         Ok(None)
@@ -129,7 +131,10 @@ impl Snapshots {
 
     fn empty_trash(&self) -> Result<(), Error> {
         for entry in list(&self.layout.trash())? {
-            if let Err(error) = remove(&entry) {
+            // What was not unmounted when it was let go, or by a probe that was killed.
+            let points = ["merged", "fs"].map(|name| entry.join(name));
+            let unmounted = points.iter().try_for_each(|point| images::unmount_all(point));
+            if let Err(error) = unmounted.and_then(|()| remove(&entry)) {
                 tracing::warn!(path = %entry.display(), %error, "cannot be removed yet");
             }
         }

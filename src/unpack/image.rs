@@ -27,12 +27,12 @@ use nix::errno::Errno;
 use super::files::{Attributes, Label, Rules};
 use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{ArchiveError, Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
+use crate::budget::{Budget, Permit};
 use crate::erofs::{self, Image, ImageError, NodeId};
 use crate::timeline::{LayerRecorder, Phase};
 
-/// The most memory that names and metadata of one image may take, in bytes: some three million
-/// entries. An archive beyond that has to be unpacked into files.
-const TREE_BYTES: usize = 512 << 20;
+/// What names and metadata borrow from the budget at a time, in bytes: some 25,000 entries.
+const BORROWED_BYTES: u64 = 4 << 20;
 
 /// Drops what the kernel drops of a file whose owner changes.
 const CAPABILITY: &CStr = c"security.capability";
@@ -48,19 +48,21 @@ pub struct ImageLabel {
 
 /// Writes a layer's tree as an EROFS image to `dest`, a file that does not exist yet. What the
 /// tree becomes, and what is refused, is as with [`unpack`](super::unpack); `options.writers` and
-/// `options.directory_handles` mean nothing here, as the calling thread does everything.
+/// `options.directory_handles` mean nothing here, as the calling thread does everything. Names and
+/// metadata are kept in memory until the end, and paid for from `budget` where there is one.
 ///
 /// `Summary::bytes` are the bytes of the image's file. Nothing is synced to disk. On an error what
 /// was written so far stays for the caller to remove.
 ///
 /// # Errors
-/// As [`unpack`](super::unpack), and [`UnpackError::Image`] where the image itself cannot be
-/// written. [`UnpackError::TooLarge`] too where names and metadata take more than 512 MiB.
+/// As [`unpack`](super::unpack), [`UnpackError::Image`] where the image itself cannot be written,
+/// and [`UnpackError::ImageTree`] for more names and metadata than `options` allow.
 pub fn unpack_image(
     source: &mut dyn Source,
     dest: &Path,
     label: ImageLabel,
     options: &Options,
+    budget: Option<&Budget>,
     recorder: &LayerRecorder,
 ) -> Result<Summary, UnpackError> {
     let failed = |source| UnpackError::Image { path: dest.to_owned(), source };
@@ -80,6 +82,8 @@ pub fn unpack_image(
         label,
         options,
         rules,
+        budget,
+        borrowed: Vec::new(),
         recorder,
         current: None,
         parent: None,
@@ -100,6 +104,8 @@ struct Builder<'a> {
     label: ImageLabel,
     options: &'a Options,
     rules: Rules,
+    budget: Option<&'a Budget>,
+    borrowed: Vec<Permit>,
     recorder: &'a LayerRecorder,
     current: Option<Current>,
     /// The directory of the entry before, as archives come in the order of their directories.
@@ -144,10 +150,19 @@ impl Builder<'_> {
         Ok(self.summary)
     }
 
-    fn check_memory(&self) -> Result<(), UnpackError> {
-        if self.image.tree.memory() > TREE_BYTES {
-            let what = "bytes of names and metadata for an EROFS image";
-            return Err(UnpackError::TooLarge { limit: TREE_BYTES as u64, what });
+    /// Pays for names and metadata. Where the budget has nothing free the layer goes on: nobody
+    /// else could finish what it holds already. It asks again with the next entry, and gives up at
+    /// its own limit.
+    fn check_memory(&mut self) -> Result<(), UnpackError> {
+        let (needed, limit) = (self.image.tree.memory() as u64, self.options.image_tree_bytes);
+        if needed > limit {
+            return Err(UnpackError::ImageTree { limit });
+        }
+        while needed > self.borrowed.len() as u64 * BORROWED_BYTES {
+            let Some(permit) = self.budget.and_then(|b| b.try_reserve(BORROWED_BYTES)) else {
+                break;
+            };
+            self.borrowed.push(permit);
         }
         Ok(())
     }
