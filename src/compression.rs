@@ -39,6 +39,7 @@ pub mod seek_table;
 mod zstandard;
 
 use ahead::Ahead;
+use cut::{Cut, Cutter, Sizes};
 use gzip::Gzip;
 use input::{Input, Supply};
 use pool::OnHelp;
@@ -223,6 +224,38 @@ pub fn decoder(
         Compression::Zstd => (Serial::Zstd(Zstd::new(&input, window_bytes)?), ahead(Format::Zstd)),
     };
     Ok(Decoder { input, serial, unit: 0, ahead, runs_ahead: false })
+}
+
+/// A part of a stream that is decoded apart from the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Its length in the stream, in bytes.
+    pub compressed: usize,
+    /// What it decodes to, in bytes, at most.
+    pub content: usize,
+}
+
+/// Where a whole stream can be cut for several threads, from its beginning to the first part that
+/// cannot be. Of gzip it is a guess, as nothing is decoded here.
+pub fn segments(compression: Compression, stream: &[u8]) -> Vec<Segment> {
+    let format = match compression {
+        Compression::None => return Vec::new(),
+        Compression::Gzip => Format::Gzip,
+        Compression::Zstd => Format::Zstd,
+    };
+    let (mut segments, mut rest) = (Vec::new(), stream);
+    while !rest.is_empty() {
+        let mut cutter = Cutter::new(format, Sizes::DEFAULT);
+        let mut cut = Cut::More(1);
+        while let Cut::More(wanted) = cut {
+            let there = wanted.min(rest.len());
+            cut = cutter.next(&rest[..there], there < wanted);
+        }
+        let Cut::At { compressed, content } = cut else { break };
+        segments.push(Segment { compressed, content });
+        rest = &rest[compressed..];
+    }
+    segments
 }
 
 impl Decoder {
