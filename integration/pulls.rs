@@ -12,6 +12,8 @@ mod harness;
 mod bottlenecks;
 #[path = "pulls/daemon.rs"]
 mod daemon;
+#[path = "pulls/dashboards.rs"]
+mod dashboards;
 #[path = "pulls/images.rs"]
 mod images;
 #[path = "pulls/pages.rs"]

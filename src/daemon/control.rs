@@ -154,6 +154,9 @@ async fn follow(state: Arc<State>, pulling: Pulling, sender: mpsc::Sender<Progre
             }
         }
     };
+    if let Err(error) = &ended {
+        state.engine.metrics.pulls.failed(error.kind());
+    }
     let error = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
     // A client that has gone does not need to hear it.
     let _ = sender.send(Ok(progress(true, error))).await;
