@@ -267,6 +267,15 @@ impl Registry {
         Ok(self.document(wanted).await?.bytes)
     }
 
+    /// The hosts that would be asked for images of `registry`, in their order. Asks nothing.
+    ///
+    /// # Errors
+    /// Where its `hosts.toml` cannot be read or has a mistake.
+    pub fn hosts(&self, registry: &str) -> Result<Vec<String>, RegistryError> {
+        let endpoints = self.shared.endpoints(registry)?;
+        Ok(endpoints.iter().map(|endpoint| endpoint.name.clone()).collect())
+    }
+
     /// A blob of `size` bytes that is read by ranges. Asks nothing yet.
     pub fn blob(&self, reference: &Reference, digest: BlobDigest, size: u64) -> Blob {
         Blob::new(self.clone(), reference.clone(), digest, size)

@@ -107,10 +107,8 @@ impl Engine {
         self.metrics.pulls.in_progress(self.history.running());
         let (waiting, running) = self.layers();
         self.metrics.layers.now(waiting, running);
-        if let Some(fetcher) = &self.fetcher {
-            let (most, in_use) = fetcher.connections();
-            self.metrics.store.connections(most, in_use);
-        }
+        let (most, in_use) = self.connections();
+        self.metrics.store.connections(most, in_use);
         let disk = self.snapshots.disk()?;
         self.metrics.store.disk(disk.size_bytes, disk.available_bytes);
         for (kind, count) in self.snapshots.kinds()? {
@@ -119,6 +117,11 @@ impl Engine {
         let statistics = self.snapshots.statistics()?;
         self.metrics.store.trees(statistics.trees, statistics.tree_bytes, statistics.saved_bytes);
         Ok(())
+    }
+
+    /// Requests for blobs that there may be at once, and that there are.
+    pub(super) fn connections(&self) -> (usize, usize) {
+        self.fetcher.as_ref().map_or((0, 0), Fetcher::connections)
     }
 
     /// Layers of running pulls that wait for their turn, and that are in work.
