@@ -9,7 +9,7 @@ use nix::sys::statfs;
 
 use super::Check;
 use crate::cli::remote;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::control::{InfoRequest, InfoResponse};
 use crate::sys::clock;
 use crate::timeline::figures::{bytes, rate};
@@ -32,7 +32,7 @@ pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, no_disk_tes
     if let Some(info) = info {
         checks.push(labels(&info));
     }
-    checks.push(kernel());
+    checks.push(kernel(config.pull.backend));
     let root = nearest(&config.root);
     checks.push(file_system(&config.root, root));
     checks.push(space(root));
@@ -115,13 +115,21 @@ fn labels(info: &InfoResponse) -> Check {
     }
 }
 
-fn kernel() -> Check {
+fn kernel(backend: Backend) -> Check {
     const NAME: &str = "kernel";
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let has = |name: &str| known.lines().any(|line| line.split_whitespace().last() == Some(name));
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
-    if has("overlay") {
+    if backend == Backend::Erofs && !has("erofs") {
+        Check::wrong(
+            NAME,
+            format!(
+                "{release} does not know erofs now, and hoist.toml says pull.backend = \"erofs\""
+            ),
+            "modprobe erofs; and a line `erofs` in /etc/modules-load.d/hoist.conf; or pull.backend = \"auto\"",
+        )
+    } else if has("overlay") {
         let erofs = if has("erofs") { ", erofs" } else { "" };
         Check::ok(NAME, format!("{release} with overlay{erofs}"))
     } else {
