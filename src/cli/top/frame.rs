@@ -184,6 +184,8 @@ mod tests {
         pull.attach(std::sync::Arc::clone(&layer));
         let mut meter = Meter::default();
         let now = Instant::now();
+        // A phase that has not begun is not reported.
+        layer.spent(Phase::Download, now, now);
         layer.bytes(Phase::Download, 1_000_000);
         let first = meter.frame(InfoResponse::default(), history.list(3), now);
         assert!(!first.text((80, 24)).contains("MB/s"), "nothing to compare with");
