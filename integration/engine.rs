@@ -183,6 +183,7 @@ impl Engine {
             layer: layer.blob,
             chain_id: layer.chain_id,
             parents: below.iter().rev().map(|held| held.tree.path.clone()).collect(),
+            trace_parent: None,
         };
         self.puller.claim(claim).await
     }

@@ -34,7 +34,7 @@ fn bed() -> Option<&'static Path> {
 }
 
 /// Makes a part of the test bed, if it is not there, and gives the test bed's directory.
-fn prepare(part: &str) -> Option<PathBuf> {
+pub(crate) fn prepare(part: &str) -> Option<PathBuf> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
     let bed =
         std::env::var_os("HOIST_TESTBED").map_or_else(|| checkout.join(".testbed"), PathBuf::from);

@@ -12,9 +12,17 @@ mod harness;
 mod bottlenecks;
 #[path = "pulls/daemon.rs"]
 mod daemon;
+#[path = "pulls/dashboards.rs"]
+mod dashboards;
+#[path = "pulls/doctor.rs"]
+mod doctor;
 #[path = "pulls/images.rs"]
 mod images;
 #[path = "pulls/pages.rs"]
 mod pages;
 #[path = "pulls/secrets.rs"]
 mod secrets;
+#[path = "pulls/terminal.rs"]
+mod terminal;
+#[path = "pulls/traces.rs"]
+mod traces;

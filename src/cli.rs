@@ -8,6 +8,7 @@ mod args;
 mod chart;
 mod convert;
 mod directory;
+mod doctor;
 mod error;
 mod inspect;
 mod progress;
@@ -16,6 +17,7 @@ mod remote;
 mod simulate;
 mod summary;
 mod table;
+mod top;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -65,7 +67,11 @@ async fn interruptible(arguments: Arguments, environment: Environment) -> Result
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|source| CliError::Start { what: "a signal", source });
     // What goes on until it is interrupted has then done all that was wanted.
-    let endless = matches!(&arguments.command, Command::Pulls(pulls) if pulls.watch);
+    let endless = match &arguments.command {
+        Command::Pulls(pulls) => pulls.watch,
+        Command::Top(_) => true,
+        _ => false,
+    };
     let interrupted = || if endless { Ok(()) } else { Err(CliError::Interrupted) };
     let (mut interrupt, mut terminate) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
@@ -94,6 +100,11 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,
+        Command::Top(args) => top::top(&args, &socket()?).await,
+        Command::Doctor(args) => {
+            let given = control_socket.clone().or_else(|| environment.control_socket.clone());
+            doctor::doctor(&args, config.as_deref(), given, &environment).await
+        }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);

@@ -138,6 +138,12 @@ impl Fetcher {
         &self.shared.registry
     }
 
+    /// Requests that may be under way at once, and those that are.
+    pub fn connections(&self) -> (usize, usize) {
+        let most = self.shared.limits.global;
+        (most, most - self.shared.global.available_permits())
+    }
+
     /// Fetches for one image: the blobs started with what is returned share its connections.
     pub fn image(&self) -> ImageFetcher {
         let connections = Arc::new(Semaphore::new(self.shared.limits.per_image));

@@ -20,6 +20,7 @@
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
 //! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
+//! | 2 | [`otlp`] | pulls as traces, for a collector of OpenTelemetry |
 //! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata; or into an image |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
 //! | 3 | [`convert`] | reading an image's files, planning new layers (pure), writing and comparing them |
@@ -42,6 +43,7 @@ pub mod image;
 pub mod layout;
 pub mod metrics;
 pub mod model;
+pub mod otlp;
 pub mod pull;
 pub mod registry;
 pub mod snapshots;

@@ -6,14 +6,18 @@
 //! `docs/metrics.md` lists them all: a test compares it with what a scrape shows.
 
 mod labels;
+mod requests;
 mod rooms;
+mod store;
 #[cfg(test)]
 mod tests;
 
 use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use labels::{ImageLabel, ImageNames};
-pub use rooms::{LayerMetrics, PullMetrics, SnapshotMetrics, StoreMetrics};
+pub use requests::RequestMetrics;
+pub use rooms::{FallbackMetrics, LayerMetrics, PhaseSeconds, PullMetrics};
+pub use store::{MetadataMetrics, SnapshotMetrics, StoreMetrics};
 
 /// All metrics of a daemon.
 #[derive(Debug)]
@@ -23,6 +27,10 @@ pub struct Metrics {
     pub pulls: PullMetrics,
     /// Of layers and their phases.
     pub layers: LayerMetrics,
+    /// Of requests to registries.
+    pub requests: RequestMetrics,
+    /// Of the metadata store.
+    pub metadata: MetadataMetrics,
     /// Of the calls that containerd makes.
     pub snapshots: SnapshotMetrics,
     /// Of what is held in memory and on disk, read when it is asked for.
@@ -36,6 +44,8 @@ impl Metrics {
         let metrics = Self {
             pulls: PullMetrics::new(&registry, image_label),
             layers: LayerMetrics::new(&registry),
+            requests: RequestMetrics::new(&registry),
+            metadata: MetadataMetrics::new(&registry),
             snapshots: SnapshotMetrics::new(&registry),
             store: StoreMetrics::new(&registry),
             registry,
@@ -43,6 +53,12 @@ impl Metrics {
         let process = prometheus::process_collector::ProcessCollector::for_self();
         metrics.registry.register(Box::new(process)).expect("its names are its own");
         metrics
+    }
+
+    /// Shows these at zero from the start: a rate sees a first event only where there was a zero before.
+    pub fn known(&self, phases: &[&str], bottlenecks: &[&str]) {
+        self.pulls.known(phases, bottlenecks);
+        self.layers.known(phases);
     }
 
     /// The media type of [`Metrics::text`].

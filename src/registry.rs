@@ -7,7 +7,7 @@
 //! ([`RegistryError`]). Manifests and other documents come whole and verified; blobs come as ranges
 //! ([`Blob`]), and whoever puts them together verifies them.
 //!
-//! Only this room opens outbound connections.
+//! Only this room opens outbound connections, but for `otlp`, which sends traces where it is told to.
 
 mod auth;
 mod blob;
@@ -29,6 +29,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_TYPE;
 
 use crate::image::{BlobDigest, Sha256};
+use crate::metrics::RequestMetrics;
 
 pub use blob::{Blob, Body};
 pub use error::RegistryError;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub backoff_initial: Duration,
     /// The longest pause between tries.
     pub backoff_max: Duration,
+    /// Where requests are counted.
+    pub metrics: RequestMetrics,
 }
 
 impl Default for Settings {
@@ -89,6 +92,7 @@ impl Default for Settings {
             retries: 5,
             backoff_initial: Duration::from_millis(300),
             backoff_max: Duration::from_secs(10),
+            metrics: RequestMetrics::default(),
         }
     }
 }
@@ -114,6 +118,8 @@ pub struct Document {
     pub digest: BlobDigest,
     /// The media type that the registry gave it, without parameters.
     pub content_type: Option<String>,
+    /// How much of the time went into answering a challenge.
+    pub authorizing: Duration,
 }
 
 type Endpoints = Vec<Arc<Endpoint>>;
@@ -168,17 +174,22 @@ impl Registry {
         let credentials = credentials::Credentials::new(settings.docker_config.clone());
         let shared = Shared {
             clients: Clients::new(settings.ca_files.clone(), settings.connect_timeout),
-            authorizer: Authorizer::new(credentials, settings.stall_timeout),
+            authorizer: Authorizer::new(
+                credentials,
+                settings.stall_timeout,
+                settings.metrics.clone(),
+            ),
             endpoints: Mutex::default(),
             settings,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    fn retry_policy(&self) -> retry::RetryPolicy {
-        let Settings { retries, backoff_initial: initial, backoff_max: max, .. } =
+    fn backoff(&self) -> Backoff {
+        let Settings { retries, backoff_initial: initial, backoff_max: max, ref metrics, .. } =
             self.shared.settings;
-        retry::RetryPolicy { retries, initial, max }
+        let policy = retry::RetryPolicy { retries, initial, max };
+        Backoff::new(policy, metrics.clone())
     }
 
     /// The manifest or index of `reference`: by its digest where it has one, else by its tag, which
@@ -256,6 +267,15 @@ impl Registry {
         Ok(self.document(wanted).await?.bytes)
     }
 
+    /// The hosts that would be asked for images of `registry`, in their order. Asks nothing.
+    ///
+    /// # Errors
+    /// Where its `hosts.toml` cannot be read or has a mistake.
+    pub fn hosts(&self, registry: &str) -> Result<Vec<String>, RegistryError> {
+        let endpoints = self.shared.endpoints(registry)?;
+        Ok(endpoints.iter().map(|endpoint| endpoint.name.clone()).collect())
+    }
+
     /// A blob of `size` bytes that is read by ranges. Asks nothing yet.
     pub fn blob(&self, reference: &Reference, digest: BlobDigest, size: u64) -> Blob {
         Blob::new(self.clone(), reference.clone(), digest, size)
@@ -269,7 +289,7 @@ impl Registry {
             let can = e.config.capabilities;
             if wanted.resolve { can.resolve } else { can.pull }
         });
-        let mut backoff = Backoff::new(self.retry_policy());
+        let mut backoff = self.backoff();
         loop {
             let mut failure = None;
             let mut again = Vec::new();
@@ -311,6 +331,7 @@ impl Registry {
         wanted: &Wanted<'_>,
     ) -> Result<Document, RegistryError> {
         let answer = exchange::ask(&self.shared, endpoint, &wanted.question).await?;
+        let authorizing = answer.challenged.map_or(Duration::ZERO, |(from, to)| to - from);
         let mut response = answer.response;
         let (host, what) = (endpoint.name.clone(), wanted.question.what.clone());
         let field = |name: &str| {
@@ -341,6 +362,6 @@ impl Registry {
             let (expected, actual) = (expected.to_string(), digest.to_string());
             return Err(RegistryError::Digest { host, what, expected, actual });
         }
-        Ok(Document { bytes: bytes.freeze(), digest, content_type })
+        Ok(Document { bytes: bytes.freeze(), digest, content_type, authorizing })
     }
 }

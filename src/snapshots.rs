@@ -57,6 +57,8 @@ use layout::Layout;
 use ledger::Ledger;
 use records::NewSnapshot;
 
+use crate::metrics::{FallbackMetrics, MetadataMetrics};
+
 /// What to do when a layer is not there in time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnLate {
@@ -106,6 +108,11 @@ pub struct Options {
     pub backend: Backend,
     /// Is told how long each call of containerd took.
     pub on_call: OnCall,
+    /// Where transactions of the metadata store are counted.
+    pub metadata: MetadataMetrics,
+    /// Where those layers are counted that were left to containerd before the source was asked, or
+    /// although it was.
+    pub fallbacks: FallbackMetrics,
 }
 
 impl Default for Options {
@@ -117,6 +124,8 @@ impl Default for Options {
             sync: Sync::default(),
             backend: Backend::default(),
             on_call: OnCall::default(),
+            metadata: MetadataMetrics::default(),
+            fallbacks: FallbackMetrics::default(),
         }
     }
 }
@@ -130,10 +139,23 @@ pub struct Statistics {
     pub trees: u64,
     /// Bytes in published layer trees.
     pub tree_bytes: u64,
+    /// What the trees would take more, were there one for each snapshot.
+    pub saved_bytes: u64,
     /// Prepares that were answered with *already exists* since the start.
     pub provided: u64,
     /// Prepares of a pull that were left to containerd since the start.
     pub fallbacks: u64,
+    /// Those of them that came without the labels that name image and layer.
+    pub unlabelled: u64,
+}
+
+/// A file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Disk {
+    /// All of it.
+    pub size_bytes: u64,
+    /// What may still be written.
+    pub available_bytes: u64,
 }
 
 /// A root directory with snapshots and layer trees. Its methods block for milliseconds unless they
@@ -154,6 +176,7 @@ pub struct Snapshots {
     told: Mutex<HashSet<(String, String)>>,
     provided: AtomicU64,
     fallbacks: AtomicU64,
+    unlabelled: AtomicU64,
     /// Locked for as long as this lives.
     _lock: File,
 }
@@ -171,7 +194,8 @@ impl Snapshots {
         let layout = Layout::open(root)?;
         let lock = lock(&layout.root().join("lock"))?;
         check_directory_types(layout.root())?;
-        let database = Database::open(&layout.root().join("metadata.db"), options.sync)?;
+        let database = Database::open(&layout.root().join("metadata.db"), options.sync)?
+            .counted(options.metadata.clone());
         let overlay_options = mounts::overlay_options(&layout.trash());
         let images = Images::choose(options.backend, &layout)?;
         let this = Self {
@@ -186,6 +210,7 @@ impl Snapshots {
             told: Mutex::default(),
             provided: AtomicU64::default(),
             fallbacks: AtomicU64::default(),
+            unlabelled: AtomicU64::default(),
             _lock: lock,
         };
         this.recover()?;
@@ -336,19 +361,38 @@ impl Snapshots {
     /// [`Error::Database`].
     pub fn statistics(&self) -> Result<Statistics, Error> {
         let sql = "
-            SELECT (SELECT count(*) FROM snapshots), count(*), coalesce(sum(bytes), 0)
-            FROM trees WHERE state = ?1";
-        let numbers: (i64, i64, i64) = self.database.read(|db| -> rusqlite::Result<_> {
+            SELECT (SELECT count(*) FROM snapshots), count(*), coalesce(sum(bytes), 0),
+                coalesce(sum(bytes * max(0, users - 1)), 0)
+            FROM (SELECT bytes, (SELECT count(*) FROM snapshots WHERE tree_id = trees.id) AS users
+                FROM trees WHERE state = ?1)";
+        let numbers: (i64, i64, i64, i64) = self.database.read(|db| -> rusqlite::Result<_> {
             db.query_row(sql, [treestore::PUBLISHED], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
             })
         })?;
         Ok(Statistics {
             snapshots: numbers.0.unsigned_abs(),
             trees: numbers.1.unsigned_abs(),
             tree_bytes: numbers.2.unsigned_abs(),
+            saved_bytes: numbers.3.unsigned_abs(),
             provided: self.provided.load(Ordering::Relaxed),
             fallbacks: self.fallbacks.load(Ordering::Relaxed),
+            unlabelled: self.unlabelled.load(Ordering::Relaxed),
+        })
+    }
+
+    /// The file system that the root is on.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn disk(&self) -> Result<Disk, Error> {
+        let root = self.layout.root();
+        let found = nix::sys::statvfs::statvfs(root)
+            .map_err(|errno| Error::io("asking for the free space of", root)(errno.into()))?;
+        let fragment = found.fragment_size();
+        Ok(Disk {
+            size_bytes: found.blocks() * fragment,
+            available_bytes: found.blocks_available() * fragment,
         })
     }
 

@@ -1,5 +1,6 @@
 //! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
+pub mod clock;
 pub mod images;
 pub mod inflate;
 pub mod processors;

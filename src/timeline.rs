@@ -74,6 +74,8 @@ impl Stall {
 pub enum Phase {
     /// In the queue, before anything was asked of the registry.
     Wait,
+    /// Answering the registry's challenge: credentials, a token service.
+    Auth,
     /// Connecting and sending requests, until response headers arrived.
     Connect,
     /// From a request's sending to the first byte of its body.
@@ -92,8 +94,9 @@ pub enum Phase {
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Wait,
+        Self::Auth,
         Self::Connect,
         Self::FirstByte,
         Self::Download,
@@ -107,6 +110,7 @@ impl Phase {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Wait => "wait",
+            Self::Auth => "auth",
             Self::Connect => "connect",
             Self::FirstByte => "first_byte",
             Self::Download => "download",

@@ -125,7 +125,7 @@ impl Image {
         let reference = parse_reference(&arguments.image)?;
         let platform = Platform::host();
         let found = resolve(&registry, &reference, &Start::Reference, &platform);
-        let plan = runtime.block_on(found)?;
+        let (plan, _) = runtime.block_on(found)?;
         Ok(Self { registry, fetcher, reference, plan })
     }
 

@@ -50,6 +50,18 @@ impl Hoistd {
         self.home.join("hoist.sock")
     }
 
+    /// Where it serves metrics and pages.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        let text = std::fs::read_to_string(self.home.join("hoist.toml")).expect("it was written");
+        let line = text.lines().find_map(|line| line.strip_prefix("address = "));
+        line.expect("it has an address").trim_matches('"').parse().expect("it is one")
+    }
+
+    /// Its directory: configuration, sockets, log.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Where its trees and snapshots are.
     pub(crate) fn root(&self) -> PathBuf {
         self.home.join("root")

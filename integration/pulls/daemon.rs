@@ -16,6 +16,7 @@ pub(crate) struct Daemon {
     child: std::process::Child,
     pub(crate) home: tempfile::TempDir,
     pub(crate) address: SocketAddr,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Drop for Daemon {
@@ -28,6 +29,15 @@ impl Drop for Daemon {
 impl Daemon {
     /// One that is ready, with these sections in its configuration and this `config.json` of docker's.
     pub(crate) fn start(sections: &str, docker: &serde_json::Value) -> Self {
+        Self::start_with(sections, docker, Vec::new())
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_with(
+        sections: &str,
+        docker: &serde_json::Value,
+        environment: Vec<(&'static str, String)>,
+    ) -> Self {
         let home = tempfile::tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let at = home.path().display();
@@ -39,16 +49,18 @@ impl Daemon {
              [fetch]\nretries = 1\nbackoff_initial = \"1ms\"\nbackoff_max = \"2ms\"\n{sections}\n"
         );
         std::fs::write(home.path().join("hoist.toml"), config).unwrap();
-        let child = Self::launch(home.path());
-        let daemon = Self { child, home, address };
+        let child = Self::launch(home.path(), &environment);
+        let daemon = Self { child, home, address, environment };
         daemon.wait();
         daemon
     }
 
-    fn launch(home: &Path) -> std::process::Child {
+    fn launch(home: &Path, environment: &[(&'static str, String)]) -> std::process::Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"));
         Command::new(env!("CARGO_BIN_EXE_hoistd"))
             .env_remove("HOIST_CONFIG")
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .arg("--config")
             .arg(home.join("hoist.toml"))
             .stderr(Stdio::from(log.unwrap()))
@@ -68,7 +80,7 @@ impl Daemon {
     pub(crate) fn crash_and_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = Self::launch(self.home.path());
+        self.child = Self::launch(self.home.path(), &self.environment);
         self.wait();
     }
 

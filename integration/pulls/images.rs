@@ -12,7 +12,7 @@ const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) struct Layer {
     media_type: String,
     pub(crate) blob: Vec<u8>,
-    diff_id: DiffId,
+    pub(crate) diff_id: DiffId,
 }
 
 /// An archive of files.

@@ -1,5 +1,5 @@
 //! Pulls with known secrets, and a search for them in everything that hoistd says: its log at debug level, metrics, pages,
-//! records on disk, and what it tells `hoist`.
+//! records on disk, traces, and what it tells `hoist`.
 
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use super::images::{Layer, noise, push};
 const PASSWORD: &str = "pa55word-of-the-registry";
 const TOKEN: &str = "bearer-t0ken-of-the-pull";
 const SIGNATURE: &str = "presigned-s1gnature";
+const COLLECTOR_KEY: &str = "key-of-the-c0llector";
 
 /// What a registry with a token service answers to a request without a token.
 fn challenge(host: &str) -> Reply {
@@ -97,8 +98,15 @@ async fn no_secret_is_ever_said() {
     let docker = serde_json::json!({ "auths": { (server.host.clone()): {
         "username": "somebody", "password": PASSWORD,
     } } });
+    let collector = FaultyRegistry::start().await;
+    // One trace is refused, so that the failure is told too.
+    collector.script(|request, _| Reply::new(if request.number == 1 { 400 } else { 200 }, "{}"));
+    let environment = vec![
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://user:{COLLECTOR_KEY}@{}", collector.host)),
+        ("OTEL_EXPORTER_OTLP_HEADERS", format!("x-api-key={COLLECTOR_KEY}")),
+    ];
     let daemon = blocking(move || {
-        let daemon = Daemon::start("[log]\nlevel = \"debug\"", &docker);
+        let daemon = Daemon::start_with("[log]\nlevel = \"debug\"", &docker, environment);
         daemon.told(&["pull", "--snapshots", "--quiet", &good]);
         daemon
     })
@@ -115,11 +123,23 @@ async fn no_secret_is_ever_said() {
     heard += &blocking(move || {
         let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &lost]);
         assert!(!output.status.success());
-        let told = String::from_utf8_lossy(&output.stderr).into_owned() + &said(&daemon, 3);
+        let mut told = String::from_utf8_lossy(&output.stderr).into_owned() + &said(&daemon, 3);
+        told += &daemon.told(&["top"]);
+        // Its end is asked for by what comes before; what it finds is told either way.
+        let doctor = daemon.hoist(&["doctor", "--no-disk-test", "--image", &lost]);
+        told += &String::from_utf8_lossy(&doctor.stdout);
         assert!(told.contains(" DEBUG "), "the log is at debug level");
         told
     })
     .await;
+    while collector.requests().len() < 3 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    for request in collector.requests() {
+        assert_eq!(request.header("x-api-key"), Some(COLLECTOR_KEY), "the key was really used");
+        heard += &request.body;
+    }
+    assert!(heard.contains("resourceSpans") && heard.contains("a trace could not be sent"));
     // The secrets were really used.
     let authorised =
         |request: &Request| request.header("authorization").is_some_and(|a| a.contains(TOKEN));
@@ -129,7 +149,7 @@ async fn no_secret_is_ever_said() {
     let basic = format!("Basic {encoded}");
     assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
     assert!(heard.contains("SignatureDoesNotMatch"), "what storage calls its error is told");
-    for secret in [PASSWORD, TOKEN, SIGNATURE, &encoded] {
+    for secret in [PASSWORD, TOKEN, SIGNATURE, COLLECTOR_KEY, &encoded] {
         let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
         assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
     }

@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::units::{Rate, Seconds, Size};
 
 /// Exit codes, as every help text ends.
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, \
+pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, \
                           4 not authorised, 5 network or registry not reachable, 130 interrupted.";
 
 /// Lifts container images onto hosts.
@@ -38,6 +38,8 @@ pub(super) enum Command {
     /// Show what hoistd is pulling, and its last pulls
     Pulls(Pulls),
     Simulate(Box<Simulate>),
+    Top(super::top::Top),
+    Doctor(super::doctor::Doctor),
     /// Print a completion script
     Completion {
         /// The shell

@@ -51,6 +51,10 @@ pub(super) enum CliError {
     ReadProfile { path: PathBuf, source: std::io::Error },
     #[error("the profile {}: {source}", path.display())]
     Profile { path: PathBuf, source: ProfileError },
+    #[error("{0} of the checks found something wrong")]
+    Unwell(usize),
+    #[error("the terminal cannot be used: {0}")]
+    Terminal(std::io::Error),
     #[error("writing to standard output: {0}")]
     Output(std::io::Error),
     #[error("interrupted; what was half done is removed")]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::otlp;
+
 /// A picture of the process's environment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Environment {
@@ -17,6 +19,8 @@ pub struct Environment {
     pub no_color: bool,
     /// `TMPDIR`.
     pub temporary_dir: Option<PathBuf>,
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` and its like: where traces go.
+    pub traces: otlp::Settings,
     /// Cores that this process may use.
     pub cores: usize,
 }
@@ -25,7 +29,14 @@ impl Environment {
     /// That of this process.
     pub fn of_process() -> Self {
         let path = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let text = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
         Self {
+            traces: otlp::Settings {
+                endpoint: text("OTEL_EXPORTER_OTLP_ENDPOINT"),
+                traces_endpoint: text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+                headers: text("OTEL_EXPORTER_OTLP_HEADERS"),
+                service_name: text("OTEL_SERVICE_NAME"),
+            },
             config: path("HOIST_CONFIG"),
             control_socket: path("HOIST_CONTROL_SOCKET"),
             docker_config_dir: path("DOCKER_CONFIG"),

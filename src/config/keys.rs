@@ -133,7 +133,11 @@ fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
 
 fn metrics(mut section: Section<'_, '_>, defaults: Metrics) -> Metrics {
     let s = &mut section;
-    let words = [("none", ImageLabel::None), ("repository", ImageLabel::Repository)];
+    let words = [
+        ("none", ImageLabel::None),
+        ("repository", ImageLabel::Repository),
+        ("reference", ImageLabel::Reference),
+    ];
     let metrics = Metrics {
         address: address(s, "address", defaults.address),
         image_label: word(s, "image_label", defaults.image_label, &words),

@@ -29,6 +29,7 @@ impl Config {
             retries: self.fetch.retries,
             backoff_initial: self.fetch.backoff_initial,
             backoff_max: self.fetch.backoff_max,
+            ..registry::Settings::default()
         }
     }
 

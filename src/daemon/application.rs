@@ -25,6 +25,7 @@ use super::sockets::{self, SocketFile};
 use super::wiring::Engine;
 use super::{http, notify, reload};
 use crate::config::{Config, Environment};
+use crate::otlp::Exporter;
 use crate::timeline::{History, LayerState};
 
 /// How often a draining daemon looks whether pulls are under way.
@@ -82,7 +83,12 @@ impl Application {
         if !flags.no_pull && !owns_all_users() {
             return Err(DaemonError::Privileges);
         }
-        let engine = Engine::open(&config, flags.no_pull)?;
+        let traces = Exporter::start(&environment.traces).unwrap_or_else(|error| {
+            // A host shall not be without images for want of traces.
+            tracing::warn!(%error, "no traces are sent");
+            None
+        });
+        let engine = Engine::open(&config, flags.no_pull, traces)?;
         let state = State {
             engine,
             root: config.root.clone(),
@@ -136,7 +142,7 @@ impl Application {
             }
         }
         let bound = config.drain_timeout;
-        notify::stopping(bound + CLOSE_BOUND);
+        notify::stopping(bound + 2 * CLOSE_BOUND);
         tracing::info!(bound_seconds = bound.as_secs_f64(), "draining");
         state.draining.cancel();
         let ended = tokio::select! {
@@ -146,6 +152,9 @@ impl Application {
                 Ended::AtOnce
             }
         };
+        if let (Ended::Drained, Some(traces)) = (&ended, &state.engine.traces) {
+            traces.flush(CLOSE_BOUND).await;
+        }
         watchdog.abort();
         tracing::info!("hoistd ends");
         Ok(ended)

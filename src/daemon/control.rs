@@ -56,8 +56,28 @@ type Progress = Result<PullProgress, Status>;
 #[tonic::async_trait]
 impl Control for ControlService {
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        let shared = Arc::clone(&self.0);
+        let asked = tokio::task::spawn_blocking(move || {
+            let snapshots = &shared.engine.snapshots;
+            Ok::<_, crate::snapshots::Error>((snapshots.statistics()?, snapshots.disk()?))
+        });
+        let asked = asked.await.map_err(|error| Status::internal(error.to_string()))?;
+        let (statistics, disk) = asked.map_err(|error| Status::internal(error.to_string()))?;
         let engine = &self.0.engine;
+        let (connections, in_use) = engine.connections();
+        let (waiting, running) = engine.layers();
+        let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok(Response::new(InfoResponse {
+            trees: statistics.trees,
+            tree_bytes: statistics.tree_bytes,
+            disk_size_bytes: disk.size_bytes,
+            disk_available_bytes: disk.available_bytes,
+            connections: small(connections),
+            connections_in_use: small(in_use),
+            layers_waiting: small(waiting),
+            layers_running: small(running),
+            provided: statistics.provided,
+            unlabelled: statistics.unlabelled,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             root: self.0.root.display().to_string(),
             memory_budget_bytes: engine.budget.total(),
@@ -154,6 +174,9 @@ async fn follow(state: Arc<State>, pulling: Pulling, sender: mpsc::Sender<Progre
             }
         }
     };
+    if let Err(error) = &ended {
+        state.engine.metrics.pulls.failed(error.kind());
+    }
     let error = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
     // A client that has gone does not need to hear it.
     let _ = sender.send(Ok(progress(true, error))).await;

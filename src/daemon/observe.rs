@@ -1,8 +1,8 @@
 //! What becomes of a pull's report when the pull has ended: figures in the metrics and one line in
 //! the log.
 
-use crate::metrics::Metrics;
-use crate::timeline::{LayerState, Phase, PullReport, PullState};
+use crate::metrics::{Metrics, PhaseSeconds};
+use crate::timeline::{LayerReport, LayerState, Phase, PullReport, PullState};
 
 /// The word for a pull's end in labels and in the log.
 pub(super) fn result(state: &PullState) -> &'static str {
@@ -30,16 +30,51 @@ fn layer_result(state: &LayerState, pull: &PullState) -> &'static str {
 /// Takes an ended pull into the metrics.
 pub(super) fn count(metrics: &Metrics, report: &PullReport) {
     let result = result(&report.state);
-    metrics.pulls.ended(result, &report.image, report.seconds, report.resolve_seconds);
+    metrics.pulls.ended(result, &report.image, report.seconds);
+    pull_phases(metrics, report);
+    if let Some(judgement) = &report.judgement {
+        metrics.pulls.held_up(judgement.bottleneck.as_str(), judgement.seconds);
+    }
+    let done = |layer: &&LayerReport| layer.state == LayerState::Done;
+    let compressed: u64 = report.layers.iter().filter(done).map(|layer| layer.size).sum();
+    if report.state == PullState::Done && compressed > 0 {
+        #[allow(clippy::cast_precision_loss, reason = "a rate")]
+        metrics.pulls.rate(compressed as f64 / report.seconds.max(1e-6));
+    }
+    metrics.layers.bytes("network", report.bytes(Phase::Download));
+    metrics.layers.bytes("compressed", compressed);
+    metrics.layers.bytes("uncompressed", report.bytes(Phase::Decompress));
+    metrics.layers.bytes("disk", report.bytes(Phase::Write));
     for layer in &report.layers {
-        metrics.layers.ended(
-            layer_result(&layer.state, &report.state),
-            layer.entries,
-            layer.retries,
-        );
+        metrics.layers.ended(layer_result(&layer.state, &report.state), layer.entries);
+        if layer.state == LayerState::Shared {
+            metrics.layers.shared(layer.size);
+        }
         for phase in &layer.phases {
-            let wall = phase.end_seconds - phase.begin_seconds;
-            metrics.layers.phase(phase.phase.as_str(), wall, phase.busy_seconds, phase.bytes);
+            let seconds = PhaseSeconds { wall: phase.span(), busy: phase.busy_seconds };
+            metrics.layers.phase(phase.phase.as_str(), seconds);
+        }
+    }
+}
+
+/// The phases of a whole pull: those of the manifest, and over all layers from a phase's first begin
+/// to its last end.
+fn pull_phases(metrics: &Metrics, report: &PullReport) {
+    if let Some(seconds) = report.resolve_seconds {
+        metrics.pulls.phase("resolve", PhaseSeconds { wall: seconds, busy: seconds });
+    }
+    for phase in Phase::ALL {
+        let of = || report.layers.iter().filter_map(|layer| layer.phase(phase));
+        let first = of().map(|p| p.begin_seconds).reduce(f64::min);
+        let last = of().map(|p| p.end_seconds).reduce(f64::max);
+        let mut wall = first.zip(last).map(|(first, last)| last - first);
+        let mut busy = report.busy_seconds(phase);
+        if let Some(seconds) = report.auth_seconds.filter(|_| phase == Phase::Auth) {
+            wall = Some(wall.unwrap_or(0.0) + seconds);
+            busy += seconds;
+        }
+        if let Some(wall) = wall {
+            metrics.pulls.phase(phase.as_str(), PhaseSeconds { wall, busy });
         }
     }
 }
@@ -113,7 +148,10 @@ mod tests {
             r#"hoist_layers_total{result="fallback"} 1"#,
             r#"hoist_layer_phase_seconds_sum{phase="write"} 0.5"#,
             r#"hoist_layer_phase_busy_seconds_sum{phase="write"} 0.75"#,
-            "hoist_fetch_retries_total 2",
+            r#"hoist_pull_phase_seconds_sum{phase="resolve"} 0.25"#,
+            r#"hoist_pull_phase_busy_seconds_sum{phase="write"} 0.75"#,
+            r#"hoist_bytes_total{kind="compressed"} 10"#,
+            r#"hoist_bytes_total{kind="disk"} 100"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");
         }

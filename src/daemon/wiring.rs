@@ -17,11 +17,12 @@ use crate::config::{Config, OnError};
 use crate::fetch::Fetcher;
 use crate::image::Platform;
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::pull::trees::{HeldTree, TreeStore};
 use crate::pull::{self, PullError, Puller};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
-use crate::timeline::{History, PullReport};
+use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
 
 /// The rooms below, as one thing.
 pub(super) struct Engine {
@@ -31,30 +32,54 @@ pub(super) struct Engine {
     pub(super) history: History,
     pub(super) budget: Budget,
     pub(super) metrics: Arc<Metrics>,
+    /// `None`: nobody wants traces.
+    pub(super) traces: Option<Exporter>,
+    /// `None`: nothing is fetched.
+    fetcher: Option<Fetcher>,
     on_error: OnError,
 }
 
 impl Engine {
     /// Opens the root and makes everything that a pull needs.
-    pub(super) fn open(config: &Config, no_pull: bool) -> Result<Self, DaemonError> {
+    pub(super) fn open(
+        config: &Config,
+        no_pull: bool,
+        traces: Option<Exporter>,
+    ) -> Result<Self, DaemonError> {
         let metrics = Arc::new(Metrics::new(config.metrics.image_label));
+        metrics.known(&Phase::ALL.map(Phase::as_str), &Bottleneck::ALL.map(Bottleneck::as_str));
         let budget = config.budget();
         let counted = Arc::clone(&metrics);
         let options = snapshots::Options {
             on_call: OnCall::new(move |call, code, time| {
                 counted.snapshots.answered(call, code, time.as_secs_f64());
             }),
+            metadata: metrics.metadata.clone(),
+            fallbacks: metrics.pulls.fallbacks().clone(),
             ..config.snapshot_options()
         };
         let snapshots = Snapshots::open(&config.root, options)
             .map_err(|source| DaemonError::Root { root: config.root.clone(), source })?;
         let history = history(config);
-        let puller = match no_pull {
+        let fetcher = match no_pull {
             true => None,
-            false => Some(puller(config, &snapshots, &history, &budget, &metrics)?),
+            false => Some(fetcher(config, &budget, &metrics)?),
         };
+        let ended = {
+            let (metrics, traces) = (Arc::clone(&metrics), traces.clone());
+            move |report: &PullReport| {
+                observe::count(&metrics, report);
+                observe::log(report);
+                if let Some(traces) = &traces {
+                    traces.send(report);
+                }
+            }
+        };
+        let puller = fetcher
+            .as_ref()
+            .map(|fetcher| puller(config, fetcher, &snapshots, &history, &budget, ended));
         let on_error = config.pull.on_error;
-        Ok(Self { snapshots, puller, history, budget, metrics, on_error })
+        Ok(Self { snapshots, puller, history, budget, metrics, traces, fetcher, on_error })
     }
 
     /// Serves containerd until `shutdown`.
@@ -80,12 +105,32 @@ impl Engine {
     pub(super) fn refresh(&self) -> Result<(), crate::snapshots::Error> {
         self.metrics.store.budget(self.budget.total(), self.budget.in_use());
         self.metrics.pulls.in_progress(self.history.running());
+        let (waiting, running) = self.layers();
+        self.metrics.layers.now(waiting, running);
+        let (most, in_use) = self.connections();
+        self.metrics.store.connections(most, in_use);
+        let disk = self.snapshots.disk()?;
+        self.metrics.store.disk(disk.size_bytes, disk.available_bytes);
         for (kind, count) in self.snapshots.kinds()? {
             self.metrics.store.snapshots(kind.as_str(), count);
         }
         let statistics = self.snapshots.statistics()?;
-        self.metrics.store.trees(statistics.trees, statistics.tree_bytes);
+        self.metrics.store.trees(statistics.trees, statistics.tree_bytes, statistics.saved_bytes);
         Ok(())
+    }
+
+    /// Requests for blobs that there may be at once, and that there are.
+    pub(super) fn connections(&self) -> (usize, usize) {
+        self.fetcher.as_ref().map_or((0, 0), Fetcher::connections)
+    }
+
+    /// Layers of running pulls that wait for their turn, and that are in work.
+    pub(super) fn layers(&self) -> (usize, usize) {
+        let running = self.history.list(0);
+        let count = |state: &LayerState| {
+            running.iter().flat_map(|pull| &pull.layers).filter(|l| l.state == *state).count()
+        };
+        (count(&LayerState::Waiting), count(&LayerState::Running))
     }
 }
 
@@ -98,28 +143,30 @@ fn history(config: &Config) -> History {
     })
 }
 
+fn fetcher(config: &Config, budget: &Budget, metrics: &Metrics) -> Result<Fetcher, DaemonError> {
+    let settings =
+        registry::Settings { metrics: metrics.requests.clone(), ..config.registry_settings() };
+    Ok(Fetcher::new(Registry::new(settings)?, budget.clone(), config.fetch_limits()))
+}
+
 fn puller(
     config: &Config,
+    fetcher: &Fetcher,
     snapshots: &Arc<Snapshots>,
     history: &History,
     budget: &Budget,
-    metrics: &Arc<Metrics>,
-) -> Result<Puller, DaemonError> {
-    let registry = Registry::new(config.registry_settings())?;
-    let fetcher = Fetcher::new(registry.clone(), budget.clone(), config.fetch_limits());
-    let counted = Arc::clone(metrics);
+    ended: impl Fn(&PullReport) + Send + Sync + 'static,
+) -> Puller {
+    let (registry, fetcher) = (fetcher.registry().clone(), fetcher.clone());
     let settings = pull::Settings {
         layers_at_once: config.limits.layers_at_once,
         unpack: config.unpack_options(),
         decompression: config.decompression(budget),
         platform: Platform::host(),
-        on_end: Arc::new(move |report: &PullReport| {
-            observe::count(&counted, report);
-            observe::log(report);
-        }),
+        on_end: Arc::new(ended),
     };
     let store = Arc::clone(snapshots) as Arc<dyn TreeStore>;
-    Ok(Puller::new(registry, fetcher, budget.clone(), store, history.clone(), settings))
+    Puller::new(registry, fetcher, budget.clone(), store, history.clone(), settings)
 }
 
 /// Provides containerd's Prepare with layers out of a puller.
@@ -133,16 +180,19 @@ impl LayerSource for Provider {
     fn claim(&self, claim: Claim) -> BoxFuture<'static, Result<HeldTree, ClaimError>> {
         let Self { puller, metrics, on_error } = self;
         let (puller, metrics, on_error) = (puller.clone(), Arc::clone(metrics), *on_error);
-        let Claim { image, manifest, layer, chain_id, parents, .. } = claim;
+        let Claim { image, manifest, layer, chain_id, parents, trace_parent, .. } = claim;
         async move {
-            let asked = pull::Claim { image, manifest, layer, chain_id, parents };
+            let asked = pull::Claim { image, manifest, layer, chain_id, parents, trace_parent };
             let error = match puller.claim(asked).await {
                 Ok(held) => return Ok(held),
                 Err(error) => error,
             };
             let answer = refusal(&error, on_error);
+            if answer != ClaimError::Cancelled {
+                metrics.pulls.failed(error.kind());
+            }
             if matches!(answer, ClaimError::Fallback { .. }) {
-                metrics.pulls.fell_back(error.kind());
+                metrics.pulls.fallbacks().count(error.kind());
             }
             Err(answer)
         }

@@ -207,12 +207,19 @@ impl Transfer {
         let from = Instant::now();
         let connection = self.image.connection(&self.blob.host()).await;
         self.recorder.stalled(Stall::Connection, from);
-        let asked = Instant::now();
+        let mut asked = Instant::now();
         let body = if resumes {
             self.blob.resume(start..end).await
         } else {
             self.blob.range(start..end).await
         };
+        let challenged = body.as_ref().ok().and_then(Body::challenged);
+        if let Some((from, to)) = challenged {
+            // The request that was refused, what it took to answer, and the one that counts.
+            self.recorder.spent(Phase::Connect, asked, from);
+            self.recorder.spent(Phase::Auth, from, to);
+            asked = to;
+        }
         self.recorder.spent(Phase::Connect, asked, Instant::now());
         let body = body?;
         self.recorder.host(body.host());

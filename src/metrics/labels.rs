@@ -11,39 +11,65 @@ pub enum ImageLabel {
     None,
     /// The image reference without tag and digest.
     Repository,
+    /// The whole image reference: each tag of an image is a value of its own.
+    Reference,
 }
 
-/// How many different repositories get a label value of their own. A node runs a few dozen images;
+/// How many different images get a label value of their own. A node runs a few dozen images;
 /// a build host that pulls thousands must not fill Prometheus.
-const REPOSITORIES: usize = 100;
+const IMAGES: usize = 100;
+
+/// Label values that come from outside: the first so many are told, all later ones are "other".
+#[derive(Debug)]
+pub(super) struct Bounded {
+    most: usize,
+    seen: Mutex<HashSet<String>>,
+}
+
+impl Bounded {
+    /// No values yet, and `most` at most.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, seen: Mutex::default() }
+    }
+
+    /// The label value for a name.
+    pub(super) fn value<'a>(&self, name: &'a str) -> &'a str {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.contains(name) {
+            if seen.len() >= self.most {
+                return "other";
+            }
+            seen.insert(name.to_owned());
+        }
+        name
+    }
+}
 
 /// The values that the label `image` has taken so far.
 #[derive(Debug)]
 pub struct ImageNames {
     label: ImageLabel,
-    seen: Mutex<HashSet<String>>,
+    names: Bounded,
 }
 
 impl ImageNames {
     /// No values yet.
     pub fn new(label: ImageLabel) -> Self {
-        Self { label, seen: Mutex::default() }
+        Self { label, names: Bounded::new(IMAGES) }
+    }
+
+    /// The one value there is, where images are not told apart.
+    pub(super) fn only(&self) -> Option<&'static str> {
+        (self.label == ImageLabel::None).then_some("")
     }
 
     /// The label value for an image reference.
-    pub fn value(&self, image: &str) -> String {
-        if self.label == ImageLabel::None {
-            return String::new();
+    pub fn value<'a>(&self, image: &'a str) -> &'a str {
+        match self.label {
+            ImageLabel::None => "",
+            ImageLabel::Repository => self.names.value(repository(image)),
+            ImageLabel::Reference => self.names.value(image),
         }
-        let name = repository(image);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if !seen.contains(name) {
-            if seen.len() >= REPOSITORIES {
-                return "other".to_owned();
-            }
-            seen.insert(name.to_owned());
-        }
-        name.to_owned()
     }
 }
 
@@ -63,11 +89,17 @@ mod tests {
         assert_eq!(repository("host:5000/a/b:1.2@sha256:00"), "host:5000/a/b");
         assert_eq!(repository("host:5000/a/b"), "host:5000/a/b");
         let names = ImageNames::new(ImageLabel::Repository);
-        for i in 0..REPOSITORIES {
+        for i in 0..IMAGES {
             assert_eq!(names.value(&format!("r/i{i}:t")), format!("r/i{i}"));
         }
         assert_eq!(names.value("r/late:t"), "other");
         assert_eq!(names.value("r/i7:other-tag"), "r/i7");
         assert_eq!(ImageNames::new(ImageLabel::None).value("r/i:t"), "");
+        let names = ImageNames::new(ImageLabel::Reference);
+        assert_eq!(names.value("r/i:t"), "r/i:t");
+        for i in 0..IMAGES {
+            names.value(&format!("r/i:{i}"));
+        }
+        assert_eq!(names.value("r/i:one-more"), "other");
     }
 }

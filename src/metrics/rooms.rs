@@ -1,9 +1,9 @@
-//! One struct a room.
+//! Of pulls and of layers.
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 use super::{ImageLabel, ImageNames};
@@ -14,10 +14,10 @@ const PULL_BUCKETS_SECONDS: [f64; 16] = [
 ];
 
 /// Calls of containerd take milliseconds, except a Prepare that waits for its layer.
-const CALL_BUCKETS_SECONDS: [f64; 14] =
+pub(super) const CALL_BUCKETS_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 10.0, 60.0, 300.0, 600.0];
 
-fn registered<C: Collector + Clone + 'static>(
+pub(super) fn registered<C: Collector + Clone + 'static>(
     registry: &Registry,
     made: prometheus::Result<C>,
 ) -> C {
@@ -26,12 +26,12 @@ fn registered<C: Collector + Clone + 'static>(
     metric
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+pub(super) fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
     let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
     registered(registry, Histogram::with_opts(opts))
 }
 
-fn histograms(
+pub(super) fn histograms(
     registry: &Registry,
     name: &str,
     help: &str,
@@ -42,17 +42,26 @@ fn histograms(
     registered(registry, HistogramVec::new(opts, labels))
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+pub(super) fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> IntCounterVec {
     registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     registered(registry, IntCounter::new(name, help))
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     registered(registry, IntGauge::new(name, help))
 }
+
+/// From 100 kB/s, which no pull should be at, to 10 GB/s.
+const RATE_BUCKETS: [f64; 16] =
+    [1e5, 3e5, 1e6, 3e6, 1e7, 2e7, 4e7, 8e7, 1.6e8, 3.2e8, 6.4e8, 1e9, 2e9, 4e9, 7e9, 1e10];
 
 /// Of whole pulls.
 #[derive(Debug)]
@@ -60,9 +69,50 @@ pub struct PullMetrics {
     images: ImageNames,
     total: IntCounterVec,
     seconds: HistogramVec,
-    resolve_seconds: Histogram,
-    fallbacks: IntCounterVec,
+    phase_seconds: HistogramVec,
+    phase_busy_seconds: HistogramVec,
+    rate: Histogram,
+    bottlenecks: IntCounterVec,
+    bottleneck_seconds: CounterVec,
+    fallbacks: FallbackMetrics,
+    errors: IntCounterVec,
     in_progress: IntGauge,
+}
+
+/// One phase of one thing, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct PhaseSeconds {
+    /// From its begin to its end.
+    pub wall: f64,
+    /// What threads or connections were busy in it, added up.
+    pub busy: f64,
+}
+
+/// Of layers that were left to containerd. Clones share their figures.
+#[derive(Clone, Debug)]
+pub struct FallbackMetrics(IntCounterVec);
+
+impl Default for FallbackMetrics {
+    /// Nobody's, for a store without a daemon.
+    fn default() -> Self {
+        Self::new(&Registry::new())
+    }
+}
+
+impl FallbackMetrics {
+    fn new(registry: &Registry) -> Self {
+        Self(counters(
+            registry,
+            "hoist_fallbacks_total",
+            "Layers that were left to containerd, by the kind of reason.",
+            &["reason"],
+        ))
+    }
+
+    /// Counts a layer that was left to containerd, for a kind of reason.
+    pub fn count(&self, reason: &'static str) {
+        self.0.with_label_values(&[reason]).inc();
+    }
 }
 
 impl PullMetrics {
@@ -86,34 +136,98 @@ impl PullMetrics {
                 &PULL_BUCKETS_SECONDS,
                 &["result", "image"],
             ),
-            resolve_seconds: histogram(
+            phase_seconds: histograms(
                 registry,
-                "hoist_pull_resolve_seconds",
-                "Time until manifest and configuration of an image were known.",
+                "hoist_pull_phase_seconds",
+                "Wall span of one phase of one pull, over all of its layers; phases overlap.",
                 &PULL_BUCKETS_SECONDS,
+                &["phase"],
             ),
-            fallbacks: counters(
+            phase_busy_seconds: histograms(
                 registry,
-                "hoist_fallbacks_total",
-                "Layers that were left to containerd, by the kind of reason.",
-                &["reason"],
+                "hoist_pull_phase_busy_seconds",
+                "Time that threads or connections were busy in one phase of one pull.",
+                &PULL_BUCKETS_SECONDS,
+                &["phase"],
+            ),
+            rate: histogram(
+                registry,
+                "hoist_pull_rate_bytes_per_second",
+                "Compressed bytes of a pull that ended well, by its wall time.",
+                &RATE_BUCKETS,
+            ),
+            bottlenecks: counters(
+                registry,
+                "hoist_pull_bottlenecks_total",
+                "Pulls by what held them up most.",
+                &["bottleneck"],
+            ),
+            bottleneck_seconds: registered(
+                registry,
+                CounterVec::new(
+                    Opts::new(
+                        "hoist_pull_bottleneck_seconds_total",
+                        "How long pulls were held up by their bottlenecks.",
+                    ),
+                    &["bottleneck"],
+                ),
+            ),
+            fallbacks: FallbackMetrics::new(registry),
+            errors: counters(
+                registry,
+                "hoist_errors_total",
+                "Requests for layers that failed, by the kind of error.",
+                &["kind"],
             ),
             in_progress: gauge(registry, "hoist_pulls_in_progress", "Pulls that are under way."),
         }
     }
 
-    /// Counts a pull that ended as `result` after `seconds`.
-    pub fn ended(&self, result: &str, image: &str, seconds: f64, resolve_seconds: Option<f64>) {
-        self.total.with_label_values(&[result]).inc();
-        self.seconds.with_label_values(&[result, &self.images.value(image)]).observe(seconds);
-        if let Some(seconds) = resolve_seconds {
-            self.resolve_seconds.observe(seconds);
+    pub(super) fn known(&self, phases: &[&str], bottlenecks: &[&str]) {
+        for phase in phases.iter().chain(&["resolve"]) {
+            self.phase_seconds.with_label_values(&[phase]);
+            self.phase_busy_seconds.with_label_values(&[phase]);
+        }
+        for bottleneck in bottlenecks {
+            self.bottlenecks.with_label_values(&[bottleneck]);
+            self.bottleneck_seconds.with_label_values(&[bottleneck]);
+        }
+        if let Some(image) = self.images.only() {
+            self.seconds.with_label_values(&["done", image]);
         }
     }
 
-    /// Counts a layer that was left to containerd, for a kind of reason.
-    pub fn fell_back(&self, reason: &'static str) {
-        self.fallbacks.with_label_values(&[reason]).inc();
+    /// Counts a pull that ended as `result` after `seconds`.
+    pub fn ended(&self, result: &str, image: &str, seconds: f64) {
+        self.total.with_label_values(&[result]).inc();
+        self.seconds.with_label_values(&[result, self.images.value(image)]).observe(seconds);
+    }
+
+    /// Observes one phase of one pull.
+    pub fn phase(&self, phase: &str, seconds: PhaseSeconds) {
+        self.phase_seconds.with_label_values(&[phase]).observe(seconds.wall);
+        self.phase_busy_seconds.with_label_values(&[phase]).observe(seconds.busy);
+    }
+
+    /// Observes the rate of a pull that fetched something.
+    pub fn rate(&self, bytes_per_second: f64) {
+        self.rate.observe(bytes_per_second);
+    }
+
+    /// Counts a pull by what held it up, and for how long that did.
+    pub fn held_up(&self, bottleneck: &str, seconds: f64) {
+        self.bottlenecks.with_label_values(&[bottleneck]).inc();
+        self.bottleneck_seconds.with_label_values(&[bottleneck]).inc_by(seconds.max(0.0));
+    }
+
+    /// Of layers that are left to containerd.
+    pub fn fallbacks(&self) -> &FallbackMetrics {
+        &self.fallbacks
+    }
+
+    /// Counts a failure, by the kind of error.
+    pub fn failed(&self, kind: &'static str) {
+        self.errors.with_label_values(&[kind]).inc();
     }
 
     /// Sets the number of pulls under way.
@@ -128,9 +242,10 @@ pub struct LayerMetrics {
     total: IntCounterVec,
     phase_seconds: HistogramVec,
     phase_busy_seconds: HistogramVec,
-    phase_bytes: IntCounterVec,
+    bytes: IntCounterVec,
+    shared_bytes: IntCounter,
     entries: IntCounter,
-    retries: IntCounter,
+    now: IntGaugeVec,
 }
 
 impl LayerMetrics {
@@ -160,129 +275,72 @@ impl LayerMetrics {
                 &PULL_BUCKETS_SECONDS,
                 &["phase"],
             ),
-            phase_bytes: counters(
+            bytes: counters(
                 registry,
-                "hoist_phase_bytes_total",
-                "Bytes that went through a phase, over all layers.",
-                &["phase"],
+                "hoist_bytes_total",
+                "Bytes of ended pulls: received from the network (repeated requests too), compressed bytes of \
+                 finished layers, uncompressed bytes of archives, bytes written to disk.",
+                &["kind"],
+            ),
+            shared_bytes: counter(
+                registry,
+                "hoist_layer_shared_bytes_total",
+                "Compressed bytes that were not fetched, because the layer was there already.",
             ),
             entries: counter(
                 registry,
                 "hoist_layer_entries_total",
                 "Archive entries written to disk.",
             ),
-            retries: counter(
+            now: registered(
                 registry,
-                "hoist_fetch_retries_total",
-                "Requests for blobs that had to be made again.",
+                IntGaugeVec::new(
+                    Opts::new("hoist_layers", "Layers of running pulls: waiting, running."),
+                    &["state"],
+                ),
             ),
+        }
+    }
+
+    pub(super) fn known(&self, phases: &[&str]) {
+        for phase in phases {
+            self.phase_seconds.with_label_values(&[phase]);
+            self.phase_busy_seconds.with_label_values(&[phase]);
+        }
+        for kind in ["network", "compressed", "uncompressed", "disk"] {
+            self.bytes.with_label_values(&[kind]);
         }
     }
 
     /// Counts a layer that ended as `result`.
-    pub fn ended(&self, result: &str, entries: u64, retries: u64) {
+    pub fn ended(&self, result: &str, entries: u64) {
         self.total.with_label_values(&[result]).inc();
         self.entries.inc_by(entries);
-        self.retries.inc_by(retries);
+    }
+
+    /// Counts a layer of so many compressed bytes that was there already.
+    pub fn shared(&self, bytes: u64) {
+        self.shared_bytes.inc_by(bytes);
     }
 
     /// Observes one phase of one layer.
-    pub fn phase(&self, phase: &str, wall_seconds: f64, busy_seconds: f64, bytes: u64) {
-        self.phase_seconds.with_label_values(&[phase]).observe(wall_seconds);
-        self.phase_busy_seconds.with_label_values(&[phase]).observe(busy_seconds);
-        self.phase_bytes.with_label_values(&[phase]).inc_by(bytes);
+    pub fn phase(&self, phase: &str, seconds: PhaseSeconds) {
+        self.phase_seconds.with_label_values(&[phase]).observe(seconds.wall);
+        self.phase_busy_seconds.with_label_values(&[phase]).observe(seconds.busy);
+    }
+
+    /// Counts bytes of one kind: network, compressed, uncompressed, disk.
+    pub fn bytes(&self, kind: &'static str, bytes: u64) {
+        self.bytes.with_label_values(&[kind]).inc_by(bytes);
+    }
+
+    /// Sets how many layers wait for their turn, and how many are in work.
+    pub fn now(&self, waiting: usize, running: usize) {
+        self.now.with_label_values(&["waiting"]).set(to_i64(waiting as u64));
+        self.now.with_label_values(&["running"]).set(to_i64(running as u64));
     }
 }
 
-/// Of the calls that containerd makes.
-#[derive(Debug)]
-pub struct SnapshotMetrics {
-    seconds: HistogramVec,
-}
-
-impl SnapshotMetrics {
-    pub(super) fn new(registry: &Registry) -> Self {
-        let seconds = histograms(
-            registry,
-            "hoist_snapshotter_call_seconds",
-            "Time to answer a call of containerd, by the call and the gRPC code of the answer.",
-            &CALL_BUCKETS_SECONDS,
-            &["call", "code"],
-        );
-        Self { seconds }
-    }
-
-    /// Observes one call, such as `"prepare"`, answered with a code such as `"ok"`.
-    pub fn answered(&self, call: &str, code: &str, seconds: f64) {
-        self.seconds.with_label_values(&[call, code]).observe(seconds);
-    }
-}
-
-/// Of what is held in memory and on disk, read when it is asked for.
-#[derive(Debug)]
-pub struct StoreMetrics {
-    budget: IntGauge,
-    budget_in_use: IntGauge,
-    snapshots: IntGaugeVec,
-    trees: IntGauge,
-    tree_bytes: IntGauge,
-}
-
-impl StoreMetrics {
-    pub(super) fn new(registry: &Registry) -> Self {
-        let build = registered(
-            registry,
-            IntGaugeVec::new(
-                Opts::new("hoist_build_info", "1; the labels say what runs."),
-                &["version"],
-            ),
-        );
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Self {
-            budget: gauge(
-                registry,
-                "hoist_memory_budget_bytes",
-                "The most bytes that may be in flight.",
-            ),
-            budget_in_use: gauge(
-                registry,
-                "hoist_memory_budget_in_use_bytes",
-                "Bytes in flight now.",
-            ),
-            snapshots: registered(
-                registry,
-                IntGaugeVec::new(
-                    Opts::new("hoist_snapshots", "Snapshots, by kind: active, view, committed."),
-                    &["kind"],
-                ),
-            ),
-            trees: gauge(registry, "hoist_layer_trees", "Layer trees on disk."),
-            tree_bytes: gauge(
-                registry,
-                "hoist_layer_tree_bytes",
-                "Disk space of the layer trees, each counted once however many snapshots share it.",
-            ),
-        }
-    }
-
-    /// Sets the memory budget and what is in use of it.
-    pub fn budget(&self, total_bytes: u64, in_use_bytes: u64) {
-        self.budget.set(to_i64(total_bytes));
-        self.budget_in_use.set(to_i64(in_use_bytes));
-    }
-
-    /// Sets the number of snapshots of one kind.
-    pub fn snapshots(&self, kind: &str, count: u64) {
-        self.snapshots.with_label_values(&[kind]).set(to_i64(count));
-    }
-
-    /// Sets the number and the size of layer trees.
-    pub fn trees(&self, count: u64, bytes: u64) {
-        self.trees.set(to_i64(count));
-        self.tree_bytes.set(to_i64(bytes));
-    }
-}
-
-fn to_i64(value: u64) -> i64 {
+pub(super) fn to_i64(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

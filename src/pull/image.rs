@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use super::PullError;
 use super::jobs::{Interest, Jobs, Key, Order};
@@ -73,8 +74,8 @@ impl ImagePull {
             async move {
                 let plan = resolve(&means.registry, &reference, &start, &platform).await;
                 let result = match plan {
-                    Ok(plan) => {
-                        recorder.resolved(plan.manifest);
+                    Ok((plan, authorizing)) => {
+                        recorder.resolved(plan.manifest, authorizing);
                         start_layers(&means, &reference, &fetcher, &recorder, plan).map(Arc::new)
                     }
                     Err(error) => Err(error),
@@ -83,7 +84,9 @@ impl ImagePull {
                 let _ = ready.send(Some(result));
             }
         };
-        let starting = tokio::spawn(task).abort_handle();
+        // All that is logged on behalf of it says so.
+        let span = tracing::info_span!("pull", id = recorder.id());
+        let starting = tokio::spawn(task.instrument(span)).abort_handle();
         Self { reference, means, fetcher, recorder, started, starting }
     }
 

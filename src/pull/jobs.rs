@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::PullError;
 use super::layer::{self, Dest, ORDINARY_WINDOW_BYTES, Work};
@@ -182,7 +183,8 @@ impl Jobs {
             },
         );
         drop(running);
-        tokio::spawn(Arc::clone(&self.0).run(order, cancel.clone(), ended));
+        let span = tracing::info_span!("layer", blob = %order.layer.blob);
+        tokio::spawn(Arc::clone(&self.0).run(order, cancel.clone(), ended).instrument(span));
         Interest { key, jobs: Arc::clone(&self.0), cancel, outcome, recorder }
     }
 }

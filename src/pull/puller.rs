@@ -63,6 +63,8 @@ pub struct Claim {
     pub chain_id: ChainId,
     /// The directories of the layers below, topmost first.
     pub parents: Vec<PathBuf>,
+    /// The trace that the caller's request is part of (W3C `traceparent`).
+    pub trace_parent: Option<String>,
 }
 
 type ImageKey = (String, BlobDigest);
@@ -138,6 +140,9 @@ impl Puller {
             let start = Start::Digest(claim.manifest);
             self.0.begin(&claim.image, reference, start, self.0.settings.platform.clone())
         });
+        if let Some(parent) = &claim.trace_parent {
+            waiting.pull.recorder().traced(parent);
+        }
         let result = self.0.answer(&waiting.pull, &claim).await;
         waiting.answered = Some((claim.chain_id, result.as_ref().err().cloned()));
         result

@@ -1,6 +1,7 @@
 //! From an image reference to the list of its layers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::PullError;
 use crate::image::{
@@ -24,7 +25,8 @@ pub enum Start {
     Digest(BlobDigest),
 }
 
-/// Asks the registry for manifest and configuration, and joins them.
+/// Asks the registry for manifest and configuration, and joins them. Says beside it how long it took
+/// to answer the registry's challenges.
 ///
 /// # Errors
 /// Where the registry does not serve them, or they are not an image for `platform`.
@@ -33,7 +35,7 @@ pub async fn resolve(
     reference: &Reference,
     start: &Start,
     platform: &Platform,
-) -> Result<ImagePlan, PullError> {
+) -> Result<(ImagePlan, Duration), PullError> {
     let image = || reference.to_string();
     let refused = |source| PullError::Registry { image: image(), source: Arc::new(source) };
     let unusable = |source| PullError::Manifest { image: image(), source: Arc::new(source) };
@@ -42,15 +44,18 @@ pub async fn resolve(
         Start::Digest(digest) => registry.manifest_by_digest(reference, *digest).await,
     }
     .map_err(refused)?;
+    let mut authorizing = Duration::ZERO;
     for _ in 0..INDEX_DEPTH {
-        let Document { bytes, digest, content_type } = &document;
+        authorizing += document.authorizing;
+        let Document { bytes, digest, content_type, .. } = &document;
         match ManifestOrIndex::parse(content_type.as_deref(), bytes).map_err(unusable)? {
             ManifestOrIndex::Manifest { config, layers } => {
                 let max = config.size.min(CONFIG_MAX_BYTES);
                 let config =
                     registry.small_blob(reference, config.digest, max).await.map_err(refused)?;
                 let diff_ids = parse_config(&config).map_err(unusable)?;
-                return ImagePlan::new(*digest, layers, &diff_ids).map_err(unusable);
+                let plan = ImagePlan::new(*digest, layers, &diff_ids).map_err(unusable)?;
+                return Ok((plan, authorizing));
             }
             ManifestOrIndex::Index(entries) => {
                 let chosen = select_platform(&entries, platform).map_err(unusable)?.digest;

@@ -16,8 +16,10 @@ use serde::Deserialize;
 
 use super::clients::{Clients, is_loopback};
 use super::credentials::{Credential, Credentials};
+use super::endpoint::authority;
 use super::hosts::HostConfig;
 use super::{RegistryError, retry};
+use crate::metrics::RequestMetrics;
 
 /// How long a token lives whose service does not say (distribution's token specification).
 const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
@@ -102,13 +104,18 @@ pub(super) struct Scope<'a> {
 pub(super) struct Authorizer {
     credentials: Credentials,
     timeout: Duration,
+    metrics: RequestMetrics,
     entries: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Entry>>>>,
 }
 
 impl Authorizer {
     /// An authorizer; `timeout` bounds each request to a token service.
-    pub(super) fn new(credentials: Credentials, timeout: Duration) -> Self {
-        Self { credentials, timeout, entries: Mutex::default() }
+    pub(super) fn new(
+        credentials: Credentials,
+        timeout: Duration,
+        metrics: RequestMetrics,
+    ) -> Self {
+        Self { credentials, timeout, metrics, entries: Mutex::default() }
     }
 
     fn entry(&self, scope: Scope<'_>) -> Arc<tokio::sync::Mutex<Entry>> {
@@ -241,13 +248,21 @@ impl Authorizer {
             _ => return Err(refuse("it is not HTTPS, and credentials are not sent in the open")),
         }
         let had_some = question.credential.is_some();
-        let request = question.request(clients, scope, url)?;
+        let request = question.request(clients, scope, url.clone())?;
         let exchange = async {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
             Ok::<_, reqwest::Error>((status, headers, response.bytes().await?))
         };
-        let (status, headers, body) = match tokio::time::timeout(self.timeout, exchange).await {
+        let (asked, host) = (Instant::now(), authority(&url));
+        let answer = tokio::time::timeout(self.timeout, exchange).await;
+        let code = match &answer {
+            Ok(Ok((status, ..))) => status.as_str().to_owned(),
+            Ok(Err(_)) => "error".to_owned(),
+            Err(_) => "timeout".to_owned(),
+        };
+        self.metrics.answered(&host, &code, asked.elapsed().as_secs_f64());
+        let (status, headers, body) = match answer {
             Err(_) => return Err(failed("no answer in time".to_owned(), true, None)),
             Ok(Err(error)) => return Err(failed(super::error::chain(&error), true, None)),
             Ok(Ok(answer)) => answer,

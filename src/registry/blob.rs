@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, ETAG};
@@ -93,7 +93,7 @@ impl Blob {
 
     /// The pauses between tries, by the registry's settings.
     pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(self.inner.registry.retry_policy())
+        self.inner.registry.backoff()
     }
 
     /// Asks for `range`, each host that may be asked once; not empty and within the size. A range
@@ -202,7 +202,7 @@ impl Blob {
         range: &Range<u64>,
         question: &Question,
     ) -> Result<Body, RegistryError> {
-        let Answer { response, url } = answer;
+        let Answer { response, url, challenged } = answer;
         let host = authority(&url);
         let size = |actual: u64| RegistryError::Size {
             host: host.clone(),
@@ -250,8 +250,11 @@ impl Blob {
         if let Some(etag) = etag.filter(|etag| etag.starts_with('"')) {
             learned.etag = Some((host.clone(), etag.to_owned()));
         }
+        let received = self.inner.registry.shared.settings.metrics.received(&host);
         Ok(Body {
             response,
+            challenged,
+            received,
             host,
             what: self.inner.what.clone(),
             size: self.inner.size,
@@ -295,6 +298,8 @@ pub struct Body {
     ended: bool,
     stall: Duration,
     endpoint: Arc<Endpoint>,
+    challenged: Option<(Instant, Instant)>,
+    received: prometheus::IntCounter,
 }
 
 impl std::fmt::Debug for Body {
@@ -319,6 +324,11 @@ impl Body {
         &self.host
     }
 
+    /// When a challenge was answered on the way to it, if there was one.
+    pub fn challenged(&self) -> Option<(Instant, Instant)> {
+        self.challenged
+    }
+
     /// The next bytes; `None` after the last, which is the end of the range or of the blob. Reading
     /// up to `None` gives the connection back for the next request.
     ///
@@ -338,6 +348,7 @@ impl Body {
                     return Err(RegistryError::Size { host, what, expected: self.size, actual });
                 }
                 self.position = came;
+                self.received.inc_by(bytes.len() as u64);
                 Ok(Some(bytes))
             }
             Ok(Ok(None)) if self.position == self.end => {

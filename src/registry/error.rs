@@ -239,6 +239,22 @@ impl RegistryError {
         }
     }
 
+    /// The word for it in metrics' labels; one of a fixed few.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Send { source, .. } if source.is_connect() => "connect",
+            Self::Send { .. } => "send",
+            Self::Stalled { .. } => "stalled",
+            Self::Broken { .. } => "broken",
+            Self::RangeIgnored { .. } => "range_ignored",
+            Self::Token { .. } => "token",
+            Self::Status { status: 429, .. } => "status_429",
+            Self::Status { status: 500..=599, .. } => "status_5xx",
+            Self::Status { .. } => "status_other",
+            _ => "other",
+        }
+    }
+
     /// How long the host asked to be left alone (`Retry-After`).
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

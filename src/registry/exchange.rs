@@ -4,7 +4,7 @@
 //! nobody else's business: another origin gets neither `Authorization` nor the configured headers.
 
 use std::ops::Range;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
@@ -44,6 +44,8 @@ pub(super) struct Answer {
     pub(super) response: Response,
     /// Where it came from in the end.
     pub(super) url: Url,
+    /// When a challenge was answered on the way, if there was one.
+    pub(super) challenged: Option<(Instant, Instant)>,
 }
 
 /// Asks `endpoint`, at the address that the specification gives it.
@@ -64,6 +66,7 @@ pub(super) async fn ask(
     let url = address(endpoint, question)?;
     // A 403 may mean an expired token; then comes a 401 with a challenge, then the answer.
     let (mut answered, mut forgotten) = (false, false);
+    let mut challenged = None;
     loop {
         let (authorization, generation) = shared.authorizer.current(&shared.clients, scope).await?;
         let (response, origin) = {
@@ -75,7 +78,12 @@ pub(super) async fn ask(
             StatusCode::UNAUTHORIZED if own && !answered => {
                 answered = true;
                 let headers = response.headers();
-                shared.authorizer.answer(&shared.clients, scope, generation, headers).await?;
+                let from = Instant::now();
+                let answer =
+                    shared.authorizer.answer(&shared.clients, scope, generation, headers).await;
+                shared.settings.metrics.authorized(from.elapsed().as_secs_f64());
+                challenged = Some((from, Instant::now()));
+                answer?;
             }
             StatusCode::FORBIDDEN if own && authorization.is_some() && !forgotten => {
                 forgotten = true;
@@ -84,7 +92,10 @@ pub(super) async fn ask(
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if own => {
                 return Err(shared.authorizer.refusal(scope, status).await);
             }
-            _ => return judge(response, origin, endpoint, question).await,
+            _ => {
+                let answer = judge(response, origin, endpoint, question).await?;
+                return Ok(Answer { challenged, ..answer });
+            }
         }
     }
 }
@@ -197,9 +208,17 @@ impl Hop<'_> {
         }
         let what = || (authority(url), self.question.what.clone());
         let stall = self.shared.settings.stall_timeout;
-        match tokio::time::timeout(stall + self.shared.settings.connect_timeout, request.send())
-            .await
-        {
+        let asked = Instant::now();
+        let patience = stall + self.shared.settings.connect_timeout;
+        let answer = tokio::time::timeout(patience, request.send()).await;
+        let code = match &answer {
+            Ok(Ok(response)) => response.status().as_str().to_owned(),
+            Ok(Err(_)) => "error".to_owned(),
+            Err(_) => "timeout".to_owned(),
+        };
+        let metrics = &self.shared.settings.metrics;
+        metrics.answered(&authority(url), &code, asked.elapsed().as_secs_f64());
+        match answer {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(source)) => {
                 let (host, what) = what();
@@ -222,7 +241,7 @@ async fn judge(
 ) -> Result<Answer, RegistryError> {
     let status = response.status();
     if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
-        return Ok(Answer { response, url });
+        return Ok(Answer { response, url, challenged: None });
     }
     let own = same_origin(&url, &endpoint.config.base);
     let host = authority(&url);

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 
 use super::RegistryError;
+use crate::metrics::RequestMetrics;
 
 /// How long a `Retry-After` is obeyed at most; beyond it, containerd's own pull is the better try.
 const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
@@ -23,13 +24,14 @@ pub(crate) struct RetryPolicy {
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     policy: RetryPolicy,
+    metrics: RequestMetrics,
     tries: u32,
 }
 
 impl Backoff {
-    /// Pauses by `policy`, none taken yet.
-    pub(crate) fn new(policy: RetryPolicy) -> Self {
-        Self { policy, tries: 0 }
+    /// Pauses by `policy`, none taken yet, each counted in `metrics`.
+    pub(crate) fn new(policy: RetryPolicy, metrics: RequestMetrics) -> Self {
+        Self { policy, metrics, tries: 0 }
     }
 
     /// Counts from the beginning again: there was progress.
@@ -45,6 +47,7 @@ impl Backoff {
         }
         let doubled = self.policy.initial.saturating_mul(1 << self.tries.min(20));
         self.tries += 1;
+        self.metrics.retried(error.cause());
         let own = jittered(doubled.min(self.policy.max));
         let asked = error.retry_after().unwrap_or_default().min(RETRY_AFTER_MOST);
         Some(own.max(asked))
@@ -81,7 +84,10 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound_and_end() {
         let ms = Duration::from_millis;
-        let mut backoff = Backoff::new(RetryPolicy { retries: 4, initial: ms(100), max: ms(300) });
+        let mut backoff = Backoff::new(
+            RetryPolicy { retries: 4, initial: ms(100), max: ms(300) },
+            RequestMetrics::default(),
+        );
         for full in [100, 200, 300, 300] {
             let pause = backoff.pause(&status(503, None)).unwrap();
             assert!(pause >= ms(full) / 2 && pause <= ms(full), "{pause:?} of {full}");
@@ -95,7 +101,7 @@ mod tests {
     fn only_what_may_pass_is_tried_again_and_the_host_is_obeyed() {
         let second = Duration::from_secs(1);
         let policy = RetryPolicy { retries: 9, initial: second, max: second };
-        let mut backoff = Backoff::new(policy);
+        let mut backoff = Backoff::new(policy, RequestMetrics::default());
         assert_eq!(backoff.pause(&status(404, None)), None);
         assert_eq!(backoff.pause(&status(400, None)), None);
         assert_eq!(backoff.pause(&status(429, Some(7 * second))), Some(7 * second));

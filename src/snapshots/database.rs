@@ -18,13 +18,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::Sync;
 use super::error::Error;
+use crate::metrics::MetadataMetrics;
 
 /// The format that this code writes. Raise it with a step in [`migrate`].
 const FORMAT: i64 = 2;
@@ -84,6 +85,7 @@ pub(super) struct Database {
     writer: Mutex<Connection>,
     reader: Mutex<Connection>,
     log: PathBuf,
+    metrics: MetadataMetrics,
 }
 
 impl Database {
@@ -104,7 +106,17 @@ impl Database {
         configure(&reader)?;
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
-        Ok(Self { writer: Mutex::new(writer), reader: Mutex::new(reader), log: log.into() })
+        Ok(Self {
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            log: log.into(),
+            metrics: MetadataMetrics::default(),
+        })
+    }
+
+    /// The same, its transactions counted in `metrics`.
+    pub(super) fn counted(self, metrics: MetadataMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Moves the log into the database, if it is long enough for the moment. Syncs.
@@ -114,6 +126,7 @@ impl Database {
         if bytes < enough {
             return Ok(());
         }
+        let _took = Took { metrics: &self.metrics, operation: "checkpoint", began: Instant::now() };
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         // The first write after it syncs the log's new header: better here than in a call.
@@ -126,6 +139,7 @@ impl Database {
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _took = Took { metrics: &self.metrics, operation: "write", began: Instant::now() };
         // A panic inside `work` rolled its transaction back, so the connection is as good as before.
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -139,9 +153,23 @@ impl Database {
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _took = Took { metrics: &self.metrics, operation: "read", began: Instant::now() };
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let transaction = reader.transaction()?;
         work(&transaction)
+    }
+}
+
+/// A transaction under way; its time is counted when this is dropped, however it ends.
+struct Took<'a> {
+    metrics: &'a MetadataMetrics,
+    operation: &'static str,
+    began: Instant,
+}
+
+impl Drop for Took<'_> {
+    fn drop(&mut self) {
+        self.metrics.took(self.operation, self.began.elapsed().as_secs_f64());
     }
 }
 

@@ -43,6 +43,8 @@ pub struct PrepareRequest {
     pub parent: String,
     /// Labels.
     pub labels: Labels,
+    /// The trace that the call is part of (W3C `traceparent`), as it came.
+    pub trace_parent: Option<String>,
 }
 
 /// What became of the attempt to provide a layer.
@@ -112,7 +114,11 @@ impl Snapshots {
             let Some(source) = source else { return Ok(Outcome::Ordinary) };
             let wanted = match labels::wanted(&request.labels) {
                 Ok(wanted) => wanted,
-                Err(reason) => return Ok(self.fall_back("of an unnamed image", &reason)),
+                Err(reason) => {
+                    self.unlabelled.fetch_add(1, Ordering::Relaxed);
+                    self.options.fallbacks.count("unlabelled");
+                    return Ok(self.fall_back("of an unnamed image", &reason));
+                }
             };
             let claim = claim_of(request, &wanted, parents);
             let tree = match self.claim(source.as_ref(), claim, closing).await? {
@@ -124,6 +130,7 @@ impl Snapshots {
                 return Ok(Outcome::Provided);
             }
         }
+        self.options.fallbacks.count("swept");
         Ok(self.fall_back(&request.key, "the layer's tree was swept again and again"))
     }
 
@@ -172,6 +179,7 @@ impl Snapshots {
                 match self.options.on_late {
                     OnLate::Fail => Err(late),
                     OnLate::Fallback => {
+                        self.options.fallbacks.count("late");
                         self.fall_back(&image, &late.to_string());
                         Ok(None)
                     }
@@ -245,6 +253,7 @@ fn claim_of(request: &PrepareRequest, wanted: &Wanted, parents: Vec<PathBuf>) ->
         layer: wanted.layer,
         chain_id: wanted.chain_id,
         parents,
+        trace_parent: request.trace_parent.clone(),
     }
 }
 

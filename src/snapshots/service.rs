@@ -33,6 +33,9 @@ const INFOS_A_MESSAGE: usize = 100;
 /// The metadata key with containerd's namespace.
 const NAMESPACE: &str = "containerd-namespace";
 
+/// The metadata key with the caller's trace context, by the W3C's Trace Context.
+const TRACE_PARENT: &str = "traceparent";
+
 impl Snapshots {
     /// Serves containerd on `listener` until `shutdown`, and sweeps in the background meanwhile.
     /// Then calls that wait for a layer are refused and what is left is answered: that ends within
@@ -87,10 +90,11 @@ impl Service for Shell {
         request: Request<grpc::PrepareSnapshotRequest>,
     ) -> Result<Response<grpc::PrepareSnapshotResponse>, Status> {
         let namespace = namespace_of(&request);
+        let trace_parent = text_of(&request, TRACE_PARENT);
         let grpc::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let namespace = namespace.unwrap_or_else(|| namespace_in(&key));
         let labels = labels.into_iter().collect();
-        let request = PrepareRequest { namespace, key, parent, labels };
+        let request = PrepareRequest { namespace, key, parent, labels, trace_parent };
         let mounts = self.snapshots.prepare(self.source.as_ref(), request, &self.closing).await?;
         Ok(Response::new(grpc::PrepareSnapshotResponse { mounts: to_grpc(mounts) }))
     }
@@ -186,7 +190,11 @@ impl Service for Shell {
 
 /// The namespace that containerd sends beside each request.
 fn namespace_of<T>(request: &Request<T>) -> Option<String> {
-    let value = request.metadata().get(NAMESPACE)?.to_str().ok()?;
+    text_of(request, NAMESPACE)
+}
+
+fn text_of<T>(request: &Request<T>, key: &str) -> Option<String> {
+    let value = request.metadata().get(key)?.to_str().ok()?;
     (!value.is_empty()).then(|| value.to_owned())
 }
 

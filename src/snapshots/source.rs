@@ -22,6 +22,8 @@ pub struct Claim {
     pub chain_id: ChainId,
     /// The root directories of the layers below, topmost first.
     pub parents: Vec<PathBuf>,
+    /// The trace that the Prepare is part of (W3C `traceparent`), unchecked.
+    pub trace_parent: Option<String>,
 }
 
 /// Why a claim brought no tree.

@@ -349,6 +349,7 @@ fn request(key: &str, parent: &str, chain: &str) -> PrepareRequest {
             ("containerd.io/snapshot/cri.manifest-digest", &manifest),
             ("containerd.io/snapshot/cri.layer-digest", &layer),
         ]),
+        trace_parent: None,
     }
 }
 

@@ -227,6 +227,8 @@ pub struct PullRecorder {
 struct Inner {
     manifest: Option<crate::image::BlobDigest>,
     resolved: Option<Duration>,
+    authorized: Option<Duration>,
+    trace_parent: Option<String>,
     layers: Vec<Arc<LayerRecorder>>,
     ended: Option<(Duration, PullState, Processors)>,
 }
@@ -244,6 +246,8 @@ impl PullRecorder {
             inner: Mutex::new(Inner {
                 manifest: None,
                 resolved: None,
+                authorized: None,
+                trace_parent: None,
                 layers: Vec::new(),
                 ended: None,
             }),
@@ -264,11 +268,17 @@ impl PullRecorder {
         self.began
     }
 
-    /// Notes that manifest and configuration are known.
-    pub fn resolved(&self, manifest: crate::image::BlobDigest) {
+    /// Notes that manifest and configuration are known; answering challenges took `authorized` of it.
+    pub fn resolved(&self, manifest: crate::image::BlobDigest, authorized: Duration) {
         let mut inner = self.inner();
         inner.manifest = Some(manifest);
         inner.resolved = Some(self.began.elapsed());
+        inner.authorized = (!authorized.is_zero()).then_some(authorized);
+    }
+
+    /// Notes the trace that this pull is part of. The first word counts.
+    pub fn traced(&self, parent: &str) {
+        self.inner().trace_parent.get_or_insert_with(|| parent.to_owned());
     }
 
     /// Adds a recorder for `layer`.
@@ -308,6 +318,8 @@ impl PullRecorder {
             began_unix_seconds: began.as_secs_f64(),
             seconds: elapsed.as_secs_f64(),
             resolve_seconds: inner.resolved.map(|d| d.as_secs_f64()),
+            auth_seconds: inner.authorized.map(|d| d.as_secs_f64()),
+            trace_parent: inner.trace_parent.clone(),
             state,
             machine: self.machine(&processors),
             layers: inner.layers.iter().map(|layer| layer.report_since(self.began)).collect(),

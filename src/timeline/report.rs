@@ -206,6 +206,12 @@ pub struct PullReport {
     pub seconds: f64,
     /// How long it took until manifest and configuration were known.
     pub resolve_seconds: Option<f64>,
+    /// How much of that went into answering the registry's challenges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_seconds: Option<f64>,
+    /// The caller's trace context (W3C `traceparent`), where it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_parent: Option<String>,
     /// How far it is.
     pub state: PullState,
     /// What it could use.

@@ -45,6 +45,8 @@ pub(super) fn pull(seconds: f64, resolve: Option<f64>, layers: Vec<LayerReport>)
         began_unix_seconds: 1_790_000_000.0,
         seconds,
         resolve_seconds: resolve,
+        auth_seconds: None,
+        trace_parent: None,
         state: PullState::Done,
         machine: MachineReport {
             cores: 4,
@@ -66,7 +68,7 @@ pub(super) fn busy_layer(begin: f64, end: f64, busy: [f64; 6], stalls: [f64; 5])
     let [connect, download, first_byte, rest @ ..] = busy;
     let busy = [connect, first_byte, download].into_iter().chain(rest);
     let mut layer = layer(begin, end);
-    layer.phases = Phase::ALL[1..7].iter().map(|&p| phase(p, begin, end)).collect();
+    layer.phases = Phase::ALL[2..8].iter().map(|&p| phase(p, begin, end)).collect();
     for (phase, busy) in layer.phases.iter_mut().zip(busy) {
         phase.busy_seconds = busy;
         phase.bytes = match phase.phase {
