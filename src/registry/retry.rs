@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::RegistryError;
 
 /// How long a `Retry-After` is obeyed at most; beyond it, containerd's own pull is the better try.
-const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
+pub(super) const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 
 /// How often and how patiently failures are tried again.
 #[derive(Clone, Copy, Debug)]
