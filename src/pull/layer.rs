@@ -48,8 +48,10 @@ const DECODER_BYTES: u64 = 1 << 20;
 /// `zstd` tool up to level 19. (`zstd -3` has 2 MiB, gzip 32 KiB.)
 pub(super) const ORDINARY_WINDOW_BYTES: u64 = 8 << 20;
 
-/// Buffers of the smallest layer: each stage has one, and one is on its way.
-const BUFFERS_LEAST: usize = 4;
+/// Buffers of the smallest layer. The unpacker keeps a batch that spans 1 MiB and the small file
+/// after it, which lie in four buffers at most, and a hash that waits for a partner a quarter of
+/// all: two are left for the decoder to go on with.
+const BUFFERS_LEAST: usize = 8;
 
 /// Compressed bytes of a layer that its serial work takes in a second, about: only their ratio
 /// matters, to tell which layer has most before it. (Measured with gzip -6 and zstd -3.)
