@@ -240,6 +240,30 @@ async fn an_image_of_every_form_comes_whole_and_merges() {
     eventually("the budget is free", || engine.budget.in_use() == 0).await;
 }
 
+/// Three layers are in work at once, as the engine is set; of tiny ones there are more, or the
+/// barrier would never open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiny_layers_do_not_wait_for_each_other() {
+    let server = FaultyRegistry::start().await;
+    let layers: Vec<_> = (0..24)
+        .map(|n| Layer::new("gzip", &tar(&[(&format!("file-{n}"), n.to_string().as_bytes())])))
+        .collect();
+    push(&server, "tag", &layers);
+    let barrier = Arc::new(tokio::sync::Barrier::new(4));
+    server.script(move |request, reply| {
+        let layer = request.is_blob() && !reply.body.starts_with(b"{");
+        Reply { barrier: layer.then(|| Arc::clone(&barrier)), ..reply }
+    });
+    let engine = Engine::new();
+    let pulling = engine.puller.start(&format!("{}/some/image:tag", server.host), None).unwrap();
+    let trees = pulling.trees().await.unwrap();
+    engine.store.merge(&trees).unwrap();
+    assert_eq!(read(&engine.directory.path().join("to/file-23")), "23");
+    assert_eq!(pulling.recorder().report().layers.iter().map(|l| l.retries).sum::<u64>(), 0);
+    drop((pulling, trees));
+    eventually("the budget is free", || engine.budget.in_use() == 0).await;
+}
+
 /// What goes wrong, and what the error has to name.
 struct Fault {
     name: &'static str,

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use hoist::image::{BlobDigest, Sha256};
@@ -32,6 +33,8 @@ pub struct Request {
     pub headers: HashMap<String, String>,
     /// What was posted.
     pub body: String,
+    /// How many requests wait for the beginning of their answer, this one included.
+    pub waiting: usize,
 }
 
 impl Request {
@@ -92,6 +95,11 @@ struct State {
     script: Mutex<Option<Arc<Script>>>,
     /// Connections that are open.
     open: Arc<()>,
+    /// Connections that there have been.
+    accepted: AtomicUsize,
+    /// Requests that wait for the beginning of their answer.
+    waiting: Arc<()>,
+    most_waiting: AtomicUsize,
 }
 
 /// A running registry; it ends when it is dropped.
@@ -120,6 +128,7 @@ impl FaultyRegistry {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let state = Arc::clone(&served);
+                state.accepted.fetch_add(1, SeqCst);
                 connections.spawn(async move {
                     let _open = Arc::clone(&state.open);
                     // A client that goes away is no fault of the registry.
@@ -168,12 +177,25 @@ impl FaultyRegistry {
     pub fn connections(&self) -> usize {
         Arc::strong_count(&self.state.open) - 1
     }
+
+    /// How many connections there have been.
+    pub fn accepted(&self) -> usize {
+        self.state.accepted.load(SeqCst)
+    }
+
+    /// How many requests have waited for their answers at the same time.
+    pub fn most_waiting(&self) -> usize {
+        self.state.most_waiting.load(SeqCst)
+    }
 }
 
 async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut read = Vec::new();
-    while let Some(request) = next_request(&mut stream, &mut read, state).await? {
+    while let Some(mut request) = next_request(&mut stream, &mut read, state).await? {
+        let waiting = Arc::clone(&state.waiting);
+        request.waiting = Arc::strong_count(&waiting) - 1;
+        state.most_waiting.fetch_max(request.waiting, SeqCst);
         let script = state.script.lock().unwrap().clone();
         let mut reply = proper(&request, state);
         if let Some(script) = script {
@@ -182,6 +204,10 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         if let Some(barrier) = &reply.barrier {
             barrier.wait().await;
         }
+        if let Some(delay) = reply.delay {
+            tokio::time::sleep(delay).await;
+        }
+        drop(waiting);
         if !send(&mut stream, &reply).await? {
             return Ok(());
         }
@@ -219,7 +245,8 @@ async fn next_request(
     read.drain(..end + length);
     let (path, query) = (path.to_owned(), query.to_owned());
     let mut requests = state.requests.lock().unwrap();
-    let request = Request { number: requests.len(), method, path, query, headers, body };
+    let number = requests.len();
+    let request = Request { number, method, path, query, headers, body, waiting: 0 };
     requests.push(request.clone());
     Ok(Some(request))
 }
@@ -268,9 +295,6 @@ async fn send(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<bool> {
         head.push_str("Transfer-Encoding: chunked\r\n\r\n");
     } else {
         head.push_str(&format!("Content-Length: {}\r\n\r\n", reply.body.len()));
-    }
-    if let Some(delay) = reply.delay {
-        tokio::time::sleep(delay).await;
     }
     stream.write_all(head.as_bytes()).await?;
     let cut = reply.reset_after.or(reply.stall_after).unwrap_or(usize::MAX);

@@ -14,6 +14,8 @@ mod faults;
 mod faulty_registry;
 #[path = "registry/places.rs"]
 mod places;
+#[path = "registry/sharing.rs"]
+mod sharing;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -1,45 +1,70 @@
 //! Bytes in flight: one budget for the whole daemon.
 //!
 //! Every window, queue and buffer of a pull is paid for with a [`Permit`] that lives inside the
-//! thing it pays for and gives its bytes back when it is dropped. Waiters are served in the order
-//! of their arrival, so that a large reservation is not starved by small ones.
+//! thing it pays for and gives its bytes back when it is dropped. Who waits is served by the rules
+//! of [`turns`]; whoever is next and does not fit is waited for.
 
-use std::pin::Pin;
+pub mod turns;
+
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use turns::{Entering, Gate, Held, Party, Scarce, Standing, Verdict};
 
-/// The smallest thing that is counted. A semaphore counts in `u32`; in units of a KiB it reaches
-/// 4 TiB.
+/// The smallest thing that is counted; 4 TiB are the most.
 const UNIT_BYTES: u64 = 1024;
 
 /// A bounded number of bytes that may be in flight at once.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Budget {
-    units: Arc<Semaphore>,
+    units: Gate<Units>,
+    nobody: Arc<Standing>,
     total: u32,
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Budget({} of {} bytes)", self.in_use(), self.total())
+    }
+}
+
+/// Units of a budget that are free.
+struct Units(u32);
+
+impl Scarce for Units {
+    type Want = u32;
+
+    fn verdict(&self, _: Party, want: &u32) -> Verdict {
+        if *want <= self.0 { Verdict::Go } else { Verdict::Wait }
+    }
+
+    fn take(&mut self, _: Party, want: &u32) {
+        self.0 -= want;
+    }
+
+    fn give_back(&mut self, _: Party, want: &u32) {
+        self.0 += want;
+    }
+
+    fn weight(want: &u32) -> u64 {
+        u64::from(*want)
+    }
 }
 
 /// Bytes reserved in a [`Budget`]; they return when it is dropped.
 #[derive(Debug)]
-pub struct Permit(#[allow(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
+pub struct Permit(#[allow(dead_code, reason = "held for its Drop")] Held<Units>);
 
 /// A reservation that its owner looks for now and then, instead of waiting. It keeps its place in
-/// the queue all the while; dropping it gives the place up.
-pub struct Pending(Pin<Box<dyn Future<Output = Permit> + Send>>);
+/// the line all the while; dropping it gives the place up.
+pub struct Pending(Entering<Units>);
 
 impl Pending {
     /// The bytes, if they have been reserved by now; then it is used up.
     ///
     /// # Errors
     /// They have not: here it is again.
-    pub fn granted(mut self) -> Result<Permit, Self> {
-        // Nobody is to be woken: the owner has other work and asks again.
-        match self.0.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(permit) => Ok(permit),
-            Poll::Pending => Err(self),
-        }
+    pub fn granted(self) -> Result<Permit, Self> {
+        self.0.granted().map(Permit).map_err(Self)
     }
 }
 
@@ -56,28 +81,25 @@ fn to_units(bytes: u64) -> u32 {
 impl Budget {
     /// A budget of `bytes`, rounded up to a whole KiB.
     pub fn new(bytes: u64) -> Self {
-        let total = to_units(bytes).min(Semaphore::MAX_PERMITS.min(u32::MAX as usize) as u32);
-        Self { units: Arc::new(Semaphore::new(total as usize)), total }
+        let total = to_units(bytes);
+        let nobody = Standing::ahead(Party::NOBODY);
+        Self { units: Gate::new(Units(total)), nobody, total }
     }
 
-    /// Waits for `bytes`. A request for more than the whole budget gets the whole budget: the
-    /// smallest piece of work can always go on, if alone.
-    pub async fn reserve(&self, bytes: u64) -> Permit {
-        let units = to_units(bytes).min(self.total);
-        let permit = Arc::clone(&self.units).acquire_many_owned(units).await;
-        Permit(permit.expect("the semaphore is never closed"))
+    /// Waits for `bytes` for the layer of `standing`. A request for more than the whole budget gets
+    /// the whole budget: the smallest piece of work can always go on, if alone.
+    pub async fn reserve(&self, standing: &Arc<Standing>, bytes: u64) -> Permit {
+        Permit(self.units.enter(standing, to_units(bytes).min(self.total)).await)
     }
 
-    /// Queues for `bytes` like [`reserve`](Self::reserve), for somebody who can go on without them.
+    /// Queues for `bytes` for somebody who can go on without them.
     pub fn request(&self, bytes: u64) -> Pending {
-        let budget = self.clone();
-        Pending(Box::pin(async move { budget.reserve(bytes).await }))
+        Pending(self.units.enter(&self.nobody, to_units(bytes).min(self.total)))
     }
 
-    /// Takes `bytes` if they are free now.
+    /// Takes `bytes` if they are free now and nobody waits.
     pub fn try_reserve(&self, bytes: u64) -> Option<Permit> {
-        let units = to_units(bytes).min(self.total);
-        Arc::clone(&self.units).try_acquire_many_owned(units).ok().map(Permit)
+        self.units.try_enter(&self.nobody, to_units(bytes).min(self.total)).map(Permit)
     }
 
     /// All bytes of the budget.
@@ -87,7 +109,7 @@ impl Budget {
 
     /// Bytes reserved now.
     pub fn in_use(&self) -> u64 {
-        self.total() - self.units.available_permits() as u64 * UNIT_BYTES
+        self.total() - u64::from(self.units.with(|units| units.0)) * UNIT_BYTES
     }
 }
 
@@ -98,11 +120,12 @@ mod tests {
     #[tokio::test]
     async fn permits_return_and_the_whole_is_the_most() {
         let budget = Budget::new(10 * 1024);
-        let first = budget.reserve(4 * 1024).await;
+        let layer = Standing::new(Party::new(), 1, 1);
+        let first = budget.reserve(&layer, 4 * 1024).await;
         assert_eq!(budget.in_use(), 4 * 1024);
         assert!(budget.try_reserve(7 * 1024).is_none());
         drop(first);
-        let all = budget.reserve(u64::MAX).await;
+        let all = budget.reserve(&layer, u64::MAX).await;
         assert_eq!(budget.in_use(), budget.total());
         drop(all);
         assert_eq!(budget.in_use(), 0);

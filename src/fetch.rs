@@ -3,7 +3,11 @@
 //! A blob is cut into chunks. A task a blob walks over them in the order of their offsets: it
 //! reserves a chunk's bytes in the daemon's [`Budget`], opens a place for it in the blob's window
 //! and starts a task for it, which waits for its turn among the connections of the image, of the
-//! host and of the daemon, and then asks for the chunk's range. What arrives goes into the chunk's
+//! host and of the daemon, and then asks for the chunk's range. Whose turn it is goes by
+//! [`turns`](crate::budget::turns); how many connections a host gets, by `pace`; how far ahead of its
+//! reader a blob is fetched, by what the reader had to wait for (`window`): one that is slower than
+//! the network has little waiting for it, and the others have the connections and the bytes.
+//! What arrives goes into the chunk's
 //! place at once; the reader, on a thread of its own, takes from the first chunk as it arrives and
 //! gives the reservation back when it has taken the chunk's last byte.
 //!
@@ -16,7 +20,8 @@
 //! ```
 //!
 //! Why it cannot stand still: budget is reserved in the order of offsets and a whole chunk at a
-//! time, so a blob's first chunk always holds its bytes before its later ones; whoever holds a
+//! time, so a blob's first chunk always holds its bytes before its later ones, and who is next in
+//! line for the budget is waited for; whoever holds a
 //! connection has its budget already and never waits for the reader, so connections come free
 //! again. What is asked of the caller is that every reader is read or dropped: bytes in the window
 //! of a reader that nobody reads are bytes that others wait for.
@@ -28,21 +33,23 @@
 //!
 //! Bytes are counted here and not hashed: `pull` does that, and only what it has verified counts.
 
+mod connections;
+mod pace;
 mod transfer;
 mod window;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use crate::budget::Budget;
+use crate::budget::turns::{Party, Standing};
 use crate::registry::{Blob, Registry, RegistryError};
 use crate::timeline::LayerRecorder;
 
+use connections::Connections;
 use transfer::Transfer;
 use window::Window;
 
@@ -89,7 +96,7 @@ pub struct Limits {
     pub chunk_bytes: u64,
     /// Connections for one image.
     pub per_image: usize,
-    /// Connections to one host.
+    /// Connections to one host at most; fewer while more do not bring more.
     pub per_host: usize,
     /// Connections of the daemon.
     pub global: usize,
@@ -113,23 +120,21 @@ struct Shared {
     registry: Registry,
     budget: Budget,
     limits: Limits,
-    global: Arc<Semaphore>,
-    hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
+    connections: Connections,
 }
 
 impl Fetcher {
     /// A fetcher whose windows together stay within `budget`. A chunk is at most a quarter of the
     /// budget, so that one can be read while others arrive.
     pub fn new(registry: Registry, budget: Budget, limits: Limits) -> Self {
-        let at_least_one = |n: usize| n.clamp(1, Semaphore::MAX_PERMITS - transfer::PLACES_SPARE);
         let limits = Limits {
             chunk_bytes: limits.chunk_bytes.min(budget.total() / 4).max(1),
-            per_image: at_least_one(limits.per_image),
-            per_host: at_least_one(limits.per_host),
-            global: at_least_one(limits.global),
+            per_image: limits.per_image.max(1),
+            per_host: limits.per_host.max(1),
+            global: limits.global.max(1),
         };
-        let global = Arc::new(Semaphore::new(limits.global));
-        let shared = Shared { registry, budget, limits, global, hosts: Mutex::default() };
+        let connections = Connections::new(limits);
+        let shared = Shared { registry, budget, limits, connections };
         Self { shared: Arc::new(shared) }
     }
 
@@ -146,8 +151,7 @@ impl Fetcher {
 
     /// Fetches for one image: the blobs started with what is returned share its connections.
     pub fn image(&self) -> ImageFetcher {
-        let connections = Arc::new(Semaphore::new(self.shared.limits.per_image));
-        ImageFetcher { shared: Arc::clone(&self.shared), connections }
+        ImageFetcher { shared: Arc::clone(&self.shared), party: Party::new() }
     }
 }
 
@@ -155,16 +159,15 @@ impl Fetcher {
 #[derive(Clone)]
 pub struct ImageFetcher {
     shared: Arc<Shared>,
-    connections: Arc<Semaphore>,
-}
-
-/// Leave for one connection: of the image, of the host and of the daemon, taken in this order by
-/// everybody, so that nobody waits in a circle.
-struct Connection {
-    _permits: [OwnedSemaphorePermit; 3],
+    party: Party,
 }
 
 impl ImageFetcher {
+    /// The image among those that share.
+    pub fn party(&self) -> Party {
+        self.party
+    }
+
     /// Begins to fetch `size` bytes of `blob` on `runtime` and returns their reader. The reader has
     /// to be read or dropped by somebody who does not wait for another reader of the same budget.
     pub fn start(
@@ -174,26 +177,31 @@ impl ImageFetcher {
         size: u64,
         recorder: Arc<LayerRecorder>,
     ) -> BlobReader {
-        let window = Arc::new(Window::default());
-        let transfer = Transfer::new(self.clone(), blob, size, recorder, Arc::clone(&window));
-        let task = runtime.spawn(transfer.run()).abort_handle();
-        BlobReader { window, task, left: size }
+        let standing = Standing::new(self.party, size, 1);
+        self.start_for(runtime, blob, size, recorder, standing)
     }
 
-    async fn connection(&self, host: &str) -> Connection {
-        let of_host = {
-            let mut hosts = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(Semaphore::new(self.shared.limits.per_host));
-            Arc::clone(hosts.entry(host.to_owned()).or_insert_with(new))
+    /// As [`start`](Self::start), for a layer whose `standing` the caller keeps an eye on.
+    pub fn start_for(
+        &self,
+        runtime: &Handle,
+        blob: Blob,
+        size: u64,
+        recorder: Arc<LayerRecorder>,
+        standing: Arc<Standing>,
+    ) -> BlobReader {
+        let window = Arc::new(Window::new(self.shared.limits.per_image + transfer::CHUNKS_SPARE));
+        let transfer = Transfer {
+            shared: Arc::clone(&self.shared),
+            blob,
+            size,
+            recorder,
+            standing: Arc::clone(&standing),
+            window: Arc::clone(&window),
         };
-        let acquire = async |semaphore: &Arc<Semaphore>| {
-            let permit = Arc::clone(semaphore).acquire_owned().await;
-            permit.expect("the semaphores of connections are never closed")
-        };
-        let image = acquire(&self.connections).await;
-        let host = acquire(&of_host).await;
-        let global = acquire(&self.shared.global).await;
-        Connection { _permits: [image, host, global] }
+        let task = runtime.spawn(transfer.run()).abort_handle();
+        standing.begin(size);
+        BlobReader { window, task, left: size, standing }
     }
 }
 
@@ -203,6 +211,7 @@ pub struct BlobReader {
     window: Arc<Window>,
     task: AbortHandle,
     left: u64,
+    standing: Arc<Standing>,
 }
 
 impl BlobReader {
@@ -221,6 +230,7 @@ impl BlobReader {
         }
         let bytes = self.window.take()?;
         self.left -= bytes.len() as u64;
+        self.standing.worked(bytes.len() as u64);
         Ok(Some(bytes))
     }
 

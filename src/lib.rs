@@ -6,7 +6,7 @@
 //! | floor | room | what it is |
 //! |---|---|---|
 //! | 0 | [`image`] | OCI words: digests, DiffId, ChainId, media types, manifests; no I/O |
-//! | 0 | [`budget`] | bytes in flight, reservations |
+//! | 0 | [`budget`] | bytes in flight, reservations; who goes next when something scarce comes free |
 //! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
 //! | 0 | [`metrics`] | the registry of metrics and its label types |
 //! | 0 | [`sys`] | system calls and processor instructions, the only `unsafe`, on top of `nix` |

@@ -1,7 +1,7 @@
 //! Pulling: fetch, decompress and unpack the layers of an image, one job per layer.
 //!
 //! A [`Puller`] knows the images that are being pulled. The first claim of an image starts all of
-//! its layers, largest first; later claims find theirs under way or done. A layer is a *job* that
+//! its layers, that with the longest work first; later claims find theirs under way or done. A layer is a *job* that
 //! is shared by everybody who needs its DiffID, whatever the image; it runs while somebody holds
 //! an interest in it and is cancelled when nobody does.
 //!
@@ -10,6 +10,7 @@
 //!                                                        ╰─────▶ trees: where layers are kept
 //! ```
 
+mod admission;
 mod buffers;
 pub mod directory;
 mod error;
@@ -28,5 +29,5 @@ pub use resolve::{Start, resolve};
 
 /// What a layer in work reserves of the budget, the window of a zstd layer apart.
 pub fn layer_bytes() -> u64 {
-    layer::bytes(crate::image::Compression::None, 0)
+    layer::Footprint::of(u64::MAX).bytes(crate::image::Compression::None, 0)
 }

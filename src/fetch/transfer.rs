@@ -4,22 +4,25 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::window::{Reservation, Window};
-use super::{Connection, FetchError, ImageFetcher};
+use super::connections::Connection;
+use super::window::Window;
+use super::{FetchError, Shared};
+use crate::budget::Permit;
+use crate::budget::turns::Standing;
 use crate::registry::{Backoff, Blob, Body, RegistryError};
 use crate::timeline::{LayerRecorder, Phase, Stall};
 
 /// One blob on its way. Clones are for the tasks of its chunks.
 #[derive(Clone)]
 pub(super) struct Transfer {
-    image: ImageFetcher,
-    blob: Blob,
-    size: u64,
-    recorder: Arc<LayerRecorder>,
-    window: Arc<Window>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) blob: Blob,
+    pub(super) size: u64,
+    pub(super) recorder: Arc<LayerRecorder>,
+    pub(super) standing: Arc<Standing>,
+    pub(super) window: Arc<Window>,
 }
 
 /// One chunk of it.
@@ -34,11 +37,17 @@ struct Part {
 struct Stream {
     body: Body,
     asked: Instant,
+    /// Who was asked, to whom a redirect may have led from another host.
+    host: Arc<str>,
     _connection: Connection,
 }
 
-/// Chunks of a blob that have their bytes and no connection yet.
-pub(super) const PLACES_SPARE: usize = 2;
+/// Chunks of a blob that may have their bytes and no connection yet: enough that every connection
+/// has a chunk and the next one is waiting. More would only take the budget from other layers.
+pub(super) const CHUNKS_SPARE: usize = 2;
+
+/// Bytes that are told to the pace at once, for the sake of the lock.
+const TOLD_BYTES: u64 = 1 << 20;
 
 /// The most bytes that the HTTP client returns at once: its read buffer's bound, rounded up.
 const PIECE_BYTES_MOST: u64 = 512 << 10;
@@ -83,16 +92,6 @@ async fn failed(tasks: &mut JoinSet<Result<(), RegistryError>>) -> Option<Regist
 }
 
 impl Transfer {
-    pub(super) fn new(
-        image: ImageFetcher,
-        blob: Blob,
-        size: u64,
-        recorder: Arc<LayerRecorder>,
-        window: Arc<Window>,
-    ) -> Self {
-        Self { image, blob, size, recorder, window }
-    }
-
     /// Fetches the whole blob.
     pub(super) fn run(self) -> impl Future<Output = ()> + Send {
         // Made here and not in the future: a runtime that is going down drops tasks that it has
@@ -102,16 +101,13 @@ impl Transfer {
     }
 
     async fn walk(&self) -> Result<(), RegistryError> {
-        let chunk = self.image.shared.limits.chunk_bytes;
-        // Enough places that every connection has a chunk and the next one is waiting; more would
-        // only take the budget from other layers.
-        let places = Arc::new(Semaphore::new(PLACES_SPARE + self.image.shared.limits.per_image));
+        let chunk = self.shared.limits.chunk_bytes;
         let mut tasks: JoinSet<Result<(), RegistryError>> = JoinSet::new();
         for number in 0..self.size.div_ceil(chunk) {
             let start = number * chunk;
             let part = Part { number, start, end: (start + chunk).min(self.size) };
             let reservation = tokio::select! {
-                reservation = self.reserve(&places, part) => reservation,
+                reservation = self.reserve(part) => reservation,
                 Some(ended) = failed(&mut tasks) => return Err(ended),
             };
             self.window.open(number, reservation);
@@ -129,13 +125,12 @@ impl Transfer {
         failed(&mut tasks).await.map_or(Ok(()), Err)
     }
 
-    async fn reserve(&self, places: &Arc<Semaphore>, part: Part) -> Reservation {
-        let place = Arc::clone(places).acquire_owned().await;
-        let place = place.expect("the semaphore of places is never closed");
+    async fn reserve(&self, part: Part) -> Permit {
+        self.window.room().await;
         let from = Instant::now();
-        let bytes = self.image.shared.budget.reserve(part.end - part.start).await;
+        let bytes = self.shared.budget.reserve(&self.standing, part.end - part.start).await;
         self.recorder.stalled(Stall::Memory, from);
-        Reservation { _bytes: bytes, _place: place }
+        bytes
     }
 
     /// Asks for the first chunk and, where the whole blob comes instead, reads all of it and
@@ -205,7 +200,9 @@ impl Transfer {
 
     async fn open(&self, start: u64, end: u64, resumes: bool) -> Result<Stream, RegistryError> {
         let from = Instant::now();
-        let connection = self.image.connection(&self.blob.host()).await;
+        let connections = &self.shared.connections;
+        let asked_host: Arc<str> = self.blob.host().into();
+        let connection = connections.open(&self.standing, &asked_host).await;
         self.recorder.stalled(Stall::Connection, from);
         let mut asked = Instant::now();
         let body = if resumes {
@@ -221,9 +218,20 @@ impl Transfer {
             asked = to;
         }
         self.recorder.spent(Phase::Connect, asked, Instant::now());
-        let body = body?;
-        self.recorder.host(body.host());
-        Ok(Stream { body, asked, _connection: connection })
+        let host = asked_host;
+        match body {
+            Ok(body) => {
+                connections.answered(&host, asked);
+                self.recorder.host(body.host());
+                Ok(Stream { body, asked, host, _connection: connection })
+            }
+            Err(error) => {
+                if let Some(pause) = error.overload() {
+                    connections.refused(&host, asked, pause);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Reads a body into the window; `at` moves with what was read.
@@ -234,14 +242,15 @@ impl Transfer {
         at: &mut u64,
         backpressure: Backpressure,
     ) -> Result<(), RegistryError> {
-        let chunk = self.image.shared.limits.chunk_bytes;
+        let chunk = self.shared.limits.chunk_bytes;
+        let (connections, host) = (&self.shared.connections, &stream.host);
         let body = &mut stream.body;
         if body.is_whole() && backpressure == Backpressure::Reserved && *at > chunk {
             // To read up to there for each chunk would be many times the blob.
             let (host, what) = (body.host().to_owned(), format!("blob {}", self.blob.digest()));
             return Err(RegistryError::RangeIgnored { host, what, at: *at });
         }
-        let mut first = true;
+        let (mut first, mut untold) = (true, 0);
         while body.position() < part.end || part.end == self.size {
             if backpressure == Backpressure::Waits {
                 self.window.below(chunk.saturating_sub(PIECE_BYTES_MOST)).await;
@@ -256,10 +265,15 @@ impl Transfer {
                 self.recorder.spent(Phase::FirstByte, stream.asked, now);
             }
             self.recorder.bytes(Phase::Download, piece.len() as u64);
+            untold += piece.len() as u64;
+            if untold >= TOLD_BYTES {
+                connections.arrived(host, std::mem::take(&mut untold));
+            }
             let wanted = within(piece, position, *at, part.end);
             *at += wanted.len() as u64;
             self.window.push(part.number, wanted);
         }
+        connections.arrived(host, untold);
         if !body.is_whole() {
             // Up to the end of the answer, which gives the connection back.
             while body.next().await?.is_some() {}

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
 use super::FetchError;
 use crate::budget::Permit;
@@ -17,26 +17,32 @@ use crate::budget::Permit;
 /// bookkeeping than in bytes.
 const CRUMB_BYTES: usize = 16 << 10;
 
-/// What a chunk has reserved.
-#[derive(Debug)]
-pub(super) struct Reservation {
-    /// Its bytes.
-    pub(super) _bytes: Permit,
-    /// Its place among those that a blob may have at once.
-    pub(super) _place: OwnedSemaphorePermit,
-}
+/// Chunks that may be open at first.
+const WIDTH_AT_FIRST: usize = 4;
+
+/// Chunks that may be open at least: one is read while the next one arrives.
+const WIDTH_LEAST: usize = 2;
+
+/// Bytes that lie ready for the reader when it comes to the next chunk, from which on it is the
+/// limit and not the network: what it takes a tenth of a second to decode.
+const READY_BYTES: u64 = 16 << 20;
 
 #[derive(Debug)]
 struct Chunk {
     number: u64,
     pieces: VecDeque<Bytes>,
     whole: bool,
-    _reservation: Reservation,
+    _reservation: Permit,
 }
 
 #[derive(Debug, Default)]
 struct State {
     chunks: VecDeque<Chunk>,
+    /// Chunks that may be open, and how many at most.
+    width: usize,
+    width_most: usize,
+    /// The reader had to wait since it came to the first chunk.
+    waited: bool,
     /// Bytes in all pieces.
     queued: u64,
     error: Option<FetchError>,
@@ -54,12 +60,38 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// An empty window with room for `most` chunks, if the reader is quick.
+    pub(super) fn new(most: usize) -> Self {
+        let window = Self::default();
+        {
+            let mut state = window.state();
+            state.width_most = most.max(WIDTH_LEAST);
+            state.width = WIDTH_AT_FIRST.min(state.width_most);
+        }
+        window
+    }
+
+    /// Waits until one more chunk is worth its memory. (A closed window has room: what is opened in
+    /// it is dropped.)
+    pub(super) async fn room(&self) {
+        loop {
+            let taken = self.taken.notified();
+            {
+                let state = self.state();
+                if state.closed || state.chunks.len() < state.width {
+                    return;
+                }
+            }
+            taken.await;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the place of the next chunk. A closed window drops the reservation at once.
-    pub(super) fn open(&self, number: u64, reservation: Reservation) {
+    pub(super) fn open(&self, number: u64, reservation: Permit) {
         let mut state = self.state();
         if !state.closed {
             let pieces = VecDeque::new();
@@ -105,6 +137,7 @@ impl Window {
         state.drop_read_chunks();
         drop(state);
         self.arrived.notify_one();
+        self.taken.notify_one();
     }
 
     /// Notes that all requests have ended well.
@@ -184,6 +217,7 @@ impl Window {
                 self.taken.notify_one();
                 return Ok(piece);
             }
+            state.waited = true;
             state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -194,6 +228,19 @@ impl State {
     fn drop_read_chunks(&mut self) {
         while self.chunks.front().is_some_and(|chunk| chunk.whole && chunk.pieces.is_empty()) {
             self.chunks.pop_front();
+            self.settle_width();
+        }
+    }
+
+    /// Fetches further ahead where the reader had to wait for the chunk that it has read, and less
+    /// far where much is ready for it.
+    fn settle_width(&mut self) {
+        let ready = self.chunks.iter().take_while(|chunk| chunk.whole);
+        let ready: usize = ready.flat_map(|chunk| chunk.pieces.iter().map(Bytes::len)).sum();
+        if std::mem::take(&mut self.waited) {
+            self.width = (self.width + 2).min(self.width_most);
+        } else if ready as u64 >= READY_BYTES {
+            self.width = (self.width - 1).max(WIDTH_LEAST);
         }
     }
 
@@ -219,18 +266,15 @@ fn joined(first: Bytes, second: &[u8]) -> Bytes {
 mod tests {
     use super::*;
     use crate::budget::Budget;
-    use std::sync::Arc;
-    use tokio::sync::Semaphore;
 
-    fn reservation(budget: &Budget) -> Reservation {
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Reservation { _bytes: budget.try_reserve(1024).unwrap(), _place: place }
+    fn reservation(budget: &Budget) -> Permit {
+        budget.try_reserve(1024).unwrap()
     }
 
     #[test]
     fn bytes_come_in_the_order_of_chunks_and_return_their_reservation() {
         let budget = Budget::new(4096);
-        let window = Window::default();
+        let window = Window::new(9);
         window.open(0, reservation(&budget));
         window.open(1, reservation(&budget));
         window.push(1, Bytes::from_static(b"cd"));
@@ -248,7 +292,7 @@ mod tests {
     #[test]
     fn an_error_comes_at_once_and_drops_what_was_there() {
         let budget = Budget::new(4096);
-        let window = Window::default();
+        let window = Window::new(9);
         window.open(0, reservation(&budget));
         window.push(0, Bytes::from_static(b"ab"));
         let error = crate::registry::RegistryError::NotFound {
@@ -266,7 +310,7 @@ mod tests {
     #[test]
     fn crumbs_do_not_pile_up() {
         let budget = Budget::new(4096);
-        let window = Window::default();
+        let window = Window::new(9);
         window.open(0, reservation(&budget));
         let big = Bytes::from(vec![7; CRUMB_BYTES * 4]);
         for at in 0..CRUMB_BYTES * 2 {
@@ -274,5 +318,40 @@ mod tests {
         }
         assert_eq!(window.state().chunks[0].pieces.len(), 2);
         assert_eq!(window.take().unwrap().len(), CRUMB_BYTES);
+    }
+
+    fn width(window: &Window) -> usize {
+        window.state().width
+    }
+
+    /// A chunk of 8 MiB that came whole.
+    fn whole(window: &Window, number: u64, budget: &Budget) {
+        window.open(number, reservation(budget));
+        window.push(number, Bytes::from(vec![0; 8 << 20]));
+        window.complete(number);
+    }
+
+    #[test]
+    fn a_slow_reader_has_less_fetched_ahead_of_it_and_a_quick_one_more() {
+        let budget = Budget::new(1 << 20);
+        let window = std::sync::Arc::new(Window::new(10));
+        assert_eq!(width(&window), WIDTH_AT_FIRST);
+        for number in 0..9 {
+            whole(&window, number, &budget);
+        }
+        let widths: Vec<_> = (0..9).map(|_| (window.take().unwrap(), width(&window)).1).collect();
+        assert_eq!(widths, [3, 2, 2, 2, 2, 2, 2, 2, 2]);
+        for (number, wider) in [(9, 4), (10, 6), (11, 8), (12, 10), (13, 10)] {
+            window.open(number, reservation(&budget));
+            let reader = std::sync::Arc::clone(&window);
+            let reading = std::thread::spawn(move || reader.take().unwrap());
+            while !window.state().waited {
+                std::thread::yield_now();
+            }
+            window.push(number, Bytes::from_static(b"x"));
+            reading.join().unwrap();
+            window.complete(number);
+            assert_eq!(width(&window), wider);
+        }
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 /// that a layer's first files are written early.
 pub(super) const BUFFER_BYTES: usize = 512 * 1024;
 
-/// Buffers of one layer: each stage behind the decoder can hold a few.
+/// Buffers of one layer at most: each stage behind the decoder can hold a few.
 pub(super) const BUFFERS: usize = 16;
 
 #[derive(Debug)]
@@ -34,8 +34,9 @@ pub(super) struct Loan {
 }
 
 impl Buffers {
-    pub(super) fn new() -> Self {
-        let free = (0..BUFFERS).map(|_| vec![0; BUFFER_BYTES].into_boxed_slice()).collect();
+    /// So many, empty.
+    pub(super) fn new(count: usize) -> Self {
+        let free = (0..count).map(|_| vec![0; BUFFER_BYTES].into_boxed_slice()).collect();
         Self(Arc::new(Shared { free: Mutex::new(free), returned: Condvar::new() }))
     }
 
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_buffer_returns_with_its_last_slice() {
-        let buffers = Buffers::new();
+        let buffers = Buffers::new(BUFFERS);
         let mut loans: Vec<_> = (0..BUFFERS).map(|_| buffers.take()).collect();
         let mut loan = loans.pop().unwrap();
         loan.space()[..3].copy_from_slice(b"abc");

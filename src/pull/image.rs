@@ -139,6 +139,7 @@ impl ImagePull {
             blob: self.means.registry.blob(&self.reference, layer.blob, layer.size),
             fetcher: self.fetcher.clone(),
             recorder,
+            standing: Order::standing(&self.fetcher, layer),
         };
         self.means.jobs.join(order).outcome().await
     }
@@ -155,8 +156,8 @@ fn unsupported(layer: &ImageLayer) -> PullError {
     PullError::Unsupported { layer: layer.blob, media_type: layer.media_type.clone() }
 }
 
-/// Starts the layers that are not there yet, largest first: what remains longest is begun first,
-/// and the small ones fill the gaps. (The DiffID's job may run already, for another image.)
+/// Starts the layers that are not there yet; whose turn comes when goes by their standing, and among
+/// equals the largest is first. (The DiffID's job may run already, for another image.)
 fn start_layers(
     means: &Means,
     reference: &Reference,
@@ -177,8 +178,10 @@ fn start_layers(
         } else if let Some(compression) = layer.compression() {
             let key = Key { diff_id: layer.diff_id, settled: None };
             let blob = means.registry.blob(reference, layer.blob, layer.size);
-            let (layer, fetcher) = (layer.clone(), fetcher.clone());
-            orders.push((index, Order { key, layer, compression, blob, fetcher, recorder: own }));
+            let standing = Order::standing(fetcher, layer);
+            let (layer, fetcher, recorder) = (layer.clone(), fetcher.clone(), own);
+            let order = Order { key, layer, compression, blob, fetcher, recorder, standing };
+            orders.push((index, order));
         } else {
             own.state(LayerState::Failed(unsupported(layer).to_string()));
         }

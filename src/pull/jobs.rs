@@ -8,13 +8,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::PullError;
+use super::admission::{Cost, Layers};
 use super::layer::{self, Dest, ORDINARY_WINDOW_BYTES, Work};
 use super::trees::{Content, HeldTree, StagedTree, TreeStore};
+use crate::budget::turns::{Gate, Held, Standing};
 use crate::budget::{Budget, Permit};
 use crate::compression::{CompressionError, Pool, Resources};
 use crate::fetch::ImageFetcher;
@@ -54,6 +56,15 @@ pub(super) struct Order {
     pub(super) blob: Blob,
     pub(super) fetcher: ImageFetcher,
     pub(super) recorder: Arc<LayerRecorder>,
+    pub(super) standing: Arc<Standing>,
+}
+
+impl Order {
+    /// Its standing: the longer its serial work, the sooner it is begun and fetched.
+    pub(super) fn standing(fetcher: &ImageFetcher, layer: &ImageLayer) -> Arc<Standing> {
+        let rate = layer.compression().map_or(1, layer::serial_bytes_per_second);
+        Standing::new(fetcher.party(), layer.size, rate)
+    }
 }
 
 /// The jobs that run now, and what they share.
@@ -63,9 +74,7 @@ pub(super) struct Jobs(Arc<Shared>);
 struct Shared {
     store: Arc<dyn TreeStore>,
     budget: Budget,
-    slots: Arc<Semaphore>,
-    /// All there are.
-    slot_count: u32,
+    layers: Gate<Layers>,
     hashers: Hashers,
     unpack: unpack::Options,
     decompression: Decompression,
@@ -77,6 +86,7 @@ struct Running {
     cancel: CancellationToken,
     outcome: watch::Receiver<Option<Outcome>>,
     recorder: Arc<LayerRecorder>,
+    standing: Arc<Standing>,
 }
 
 /// Somebody needs a job's tree. When the last is dropped the job is cancelled.
@@ -86,11 +96,13 @@ pub(super) struct Interest {
     cancel: CancellationToken,
     outcome: watch::Receiver<Option<Outcome>>,
     recorder: Arc<LayerRecorder>,
+    standing: Arc<Standing>,
 }
 
 impl Interest {
-    /// Waits for the job's end.
+    /// Waits for the job's end, for a Prepare.
     pub(super) async fn outcome(&self) -> Outcome {
+        self.standing.ask_for();
         let mut outcome = self.outcome.clone();
         match outcome.wait_for(Option::is_some).await {
             Ok(ended) => ended.clone().unwrap_or(Err(PullError::Cancelled)),
@@ -131,8 +143,8 @@ impl Shared {
 }
 
 impl Jobs {
-    /// No jobs yet. `layers_at_once` is lowered where so many layers would take more than half of
-    /// the budget: the other half is for what is being fetched, without which no layer goes on.
+    /// No jobs yet. Of the budget the layers in work have a half: the other half is for what is
+    /// being fetched, without which no layer goes on.
     pub(super) fn new(
         store: Arc<dyn TreeStore>,
         budget: Budget,
@@ -140,15 +152,12 @@ impl Jobs {
         unpack: unpack::Options,
         decompression: Decompression,
     ) -> Self {
-        let layer = layer::bytes(Compression::Zstd, ORDINARY_WINDOW_BYTES);
-        let affordable = usize::try_from(budget.total() / 2 / layer).unwrap_or(usize::MAX);
-        let count = layers_at_once.min(affordable).clamp(1, u16::MAX.into());
+        let layers = Layers::gate(layers_at_once, budget.total() / 2);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Shared {
             store,
             budget,
-            slots: Arc::new(Semaphore::new(count)),
-            slot_count: count as u32,
+            layers,
             hashers: Hashers::new(cores),
             unpack,
             decompression,
@@ -167,11 +176,12 @@ impl Jobs {
                 cancel: job.cancel.clone(),
                 outcome: job.outcome.clone(),
                 recorder: Arc::clone(&job.recorder),
+                standing: Arc::clone(&job.standing),
             };
         }
         let (ended, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();
-        let recorder = Arc::clone(&order.recorder);
+        let (recorder, standing) = (Arc::clone(&order.recorder), Arc::clone(&order.standing));
         let key = order.key.clone();
         running.insert(
             key.clone(),
@@ -180,12 +190,13 @@ impl Jobs {
                 cancel: cancel.clone(),
                 outcome: outcome.clone(),
                 recorder: Arc::clone(&recorder),
+                standing: Arc::clone(&standing),
             },
         );
         drop(running);
         let span = tracing::info_span!("layer", blob = %order.layer.blob);
         tokio::spawn(Arc::clone(&self.0).run(order, cancel.clone(), ended).instrument(span));
-        Interest { key, jobs: Arc::clone(&self.0), cancel, outcome, recorder }
+        Interest { key, jobs: Arc::clone(&self.0), cancel, outcome, recorder, standing }
     }
 }
 
@@ -240,17 +251,16 @@ impl Shared {
         }
     }
 
-    /// Waits for a layer's turn and for its memory. A layer that needs more than its share of the
-    /// half of the budget that is for layers takes the turns of others too, all if need be: so what
-    /// layers hold leaves room for chunks, however large a window is.
-    async fn admit(&self, bytes: u64, recorder: &LayerRecorder) -> (OwnedSemaphorePermit, Permit) {
-        let share = (self.budget.total() / 2 / u64::from(self.slot_count)).max(1);
-        let turns = bytes.div_ceil(share).min(self.slot_count.into()).max(1) as u32;
-        let slot = Arc::clone(&self.slots).acquire_many_owned(turns).await;
+    /// Waits for a layer's turn and for its memory.
+    async fn admit(&self, order: &Order, window_bytes: u64) -> (Held<Layers>, Permit) {
+        let cost = Cost::of(order.layer.size, order.compression, window_bytes);
+        let turn = self.layers.enter(&order.standing, cost).await;
         let from = Instant::now();
-        let bytes = self.budget.reserve(bytes).await;
-        recorder.stalled(Stall::Admission, from);
-        (slot.expect("the semaphore is never closed"), bytes)
+        // Before what is fetched ahead for others: it has its turn.
+        let ahead = Standing::ahead(order.standing.party());
+        let bytes = self.budget.reserve(&ahead, cost.bytes).await;
+        order.recorder.stalled(Stall::Admission, from);
+        (turn, bytes)
     }
 
     async fn attempt(
@@ -261,12 +271,11 @@ impl Shared {
         cancel: &CancellationToken,
     ) -> Outcome {
         let from = Instant::now();
-        let bytes = layer::bytes(order.compression, window_bytes);
         // Held until the tree is published.
         let _paid = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(PullError::Cancelled),
-            paid = self.admit(bytes, &order.recorder) => paid,
+            paid = self.admit(&order, window_bytes) => paid,
         };
         order.recorder.spent(Phase::Wait, from, Instant::now());
         order.recorder.state(LayerState::Running);
@@ -311,9 +320,9 @@ impl Shared {
         staged: &StagedTree,
         cancel: &CancellationToken,
     ) -> Result<Summary, PullError> {
-        let Order { layer, compression, blob, fetcher, recorder, .. } = order;
+        let Order { layer, compression, blob, fetcher, recorder, standing, .. } = order;
         let handle = tokio::runtime::Handle::current();
-        let reader = fetcher.start(&handle, blob, layer.size, Arc::clone(&recorder));
+        let reader = fetcher.start_for(&handle, blob, layer.size, Arc::clone(&recorder), standing);
         let stop = reader.canceller();
         let named = layer.clone();
         let dest = match staged.image.clone() {

@@ -38,12 +38,8 @@ use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
 use crate::timeline::{LayerRecorder, Phase, Stall};
 use crate::unpack::{self, ImageLabel, Summary, UnpackError};
 
-/// Compressed bytes that have left the window of their fetch and wait to be hashed.
+/// Compressed bytes that have left the window of their fetch and wait to be hashed, at most.
 const BLOB_BYTES_UNHASHED: usize = 4 << 20;
-
-/// Uncompressed bytes that wait to be hashed: half of the buffers, so that a hash that waits for a
-/// partner never keeps the decoder from going on.
-const ARCHIVE_BYTES_UNHASHED: usize = BUFFERS * BUFFER_BYTES / 2;
 
 /// Bytes of a decoder's own state, its window apart.
 const DECODER_BYTES: u64 = 1 << 20;
@@ -52,13 +48,53 @@ const DECODER_BYTES: u64 = 1 << 20;
 /// `zstd` tool up to level 19. (`zstd -3` has 2 MiB, gzip 32 KiB.)
 pub(super) const ORDINARY_WINDOW_BYTES: u64 = 8 << 20;
 
-/// What a layer in work takes of the memory budget beside the window of its fetch: the buffers,
-/// what waits for the blob's hash, and the decoder with its window. What a stream of several frames
-/// holds beside that is borrowed by `compression` itself.
-pub(super) fn bytes(compression: Compression, window_bytes: u64) -> u64 {
-    let queues = (BUFFERS * BUFFER_BYTES + BLOB_BYTES_UNHASHED) as u64;
-    let window = if compression == Compression::Zstd { window_bytes } else { 0 };
-    queues + DECODER_BYTES + window
+/// Buffers of the smallest layer. The unpacker keeps a batch that spans 1 MiB and the small file
+/// after it, which lie in four buffers at most, and a hash that waits for a partner a quarter of
+/// all: two are left for the decoder to go on with.
+const BUFFERS_LEAST: usize = 8;
+
+/// Compressed bytes of a layer that its serial work takes in a second, about: only their ratio
+/// matters, to tell which layer has most before it. (Measured with gzip -6 and zstd -3.)
+pub(super) fn serial_bytes_per_second(compression: Compression) -> u64 {
+    match compression {
+        Compression::Gzip => 146_000_000,
+        Compression::Zstd => 230_000_000,
+        Compression::None => 1_000_000_000,
+    }
+}
+
+/// What the stages of a layer may hold between them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Footprint {
+    buffers: usize,
+    blob_unhashed: usize,
+}
+
+impl Footprint {
+    /// For a layer of `size` compressed bytes: a small one is over before it fills much, and many
+    /// of them are in work at once.
+    pub(super) fn of(size: u64) -> Self {
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        Self {
+            buffers: size.div_ceil(BUFFER_BYTES / 2).clamp(BUFFERS_LEAST, BUFFERS),
+            blob_unhashed: size.clamp(1, BLOB_BYTES_UNHASHED),
+        }
+    }
+
+    /// Uncompressed bytes that wait to be hashed: half of the buffers, so that a hash that waits for
+    /// a partner never keeps the decoder from going on.
+    fn archive_unhashed(self) -> usize {
+        self.buffers * BUFFER_BYTES / 2
+    }
+
+    /// What a layer in work takes of the memory budget beside the window of its fetch: the buffers,
+    /// what waits for the blob's hash, and the decoder with its window. What a stream of several
+    /// frames holds beside that is borrowed by `compression` itself.
+    pub(super) fn bytes(self, compression: Compression, window_bytes: u64) -> u64 {
+        let queues = (self.buffers * BUFFER_BYTES + self.blob_unhashed) as u64;
+        let window = if compression == Compression::Zstd { window_bytes } else { 0 };
+        queues + DECODER_BYTES + window
+    }
 }
 
 /// What a layer becomes.
@@ -93,8 +129,9 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
     let Work { layer, compression, resources, reader, hashers, dest, unpack, recorder } = work;
     let unwanted = &AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (to_unpack, archive) = sync_channel(BUFFERS);
-        let blob = hashers.stream(BLOB_BYTES_UNHASHED, hashed(&recorder));
+        let footprint = Footprint::of(layer.size);
+        let (to_unpack, archive) = sync_channel(footprint.buffers);
+        let blob = hashers.stream(footprint.blob_unhashed, hashed(&recorder));
         let stage = Stage {
             feed: Arc::new(Mutex::new(Feed {
                 reader,
@@ -103,8 +140,9 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
                 error: None,
                 recorder: Arc::clone(&recorder),
             })),
-            archive: hashers.stream(ARCHIVE_BYTES_UNHASHED, hashed(&recorder)),
+            archive: hashers.stream(footprint.archive_unhashed(), hashed(&recorder)),
             recorder: &recorder,
+            footprint,
         };
         let run = move || stage.run(compression, resources, &to_unpack, unwanted);
         let stage = std::thread::Builder::new().name("hoist-decode".to_owned());
@@ -278,6 +316,7 @@ struct Stage<'a> {
     feed: Arc<Mutex<Feed>>,
     archive: HashStream,
     recorder: &'a LayerRecorder,
+    footprint: Footprint,
 }
 
 impl Stage<'_> {
@@ -310,7 +349,7 @@ impl Stage<'_> {
     ) -> Result<bool, CompressionError> {
         let input = Box::new(Arriving(Arc::clone(&self.feed)));
         let mut decoder = compression::decoder(compression, input, resources)?;
-        let buffers = Buffers::new();
+        let buffers = Buffers::new(self.footprint.buffers);
         loop {
             let mut loan = buffers.take();
             let from = Instant::now();

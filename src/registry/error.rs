@@ -226,6 +226,17 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// Where the host says that it is overloaded (429 or 503): how long it asks to be left alone,
+    /// if it says so.
+    pub fn overload(&self) -> Option<Option<std::time::Duration>> {
+        match self {
+            Self::Status { status: 429 | 503, retry_after, .. } => {
+                Some(retry_after.map(|asked| asked.min(super::retry::RETRY_AFTER_MOST)))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the same question may get an answer later: overload, a server's fault, and
     /// everything that happens to connections. A wrong certificate is not told apart from a
     /// broken connection, and is tried again in vain.

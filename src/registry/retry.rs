@@ -7,7 +7,7 @@ use super::RegistryError;
 use crate::metrics::RequestMetrics;
 
 /// How long a `Retry-After` is obeyed at most; beyond it, containerd's own pull is the better try.
-const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
+pub(super) const RETRY_AFTER_MOST: Duration = Duration::from_secs(60);
 
 /// How often and how patiently failures are tried again.
 #[derive(Clone, Copy, Debug)]

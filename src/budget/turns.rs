@@ -1,0 +1,332 @@
+//! Who goes next when something scarce comes free: bytes, connections, leave to be in work.
+//!
+//! Everybody who waits at a [`Gate`] does so for a layer, and a layer has a [`Standing`] that changes
+//! while it is pulled. Whose turn it is, is decided when something comes free and not on arrival:
+//!
+//! 1. who has been overtaken too often, in the order of arrival: nobody waits for ever;
+//! 2. a layer that a Prepare waits for and that holds nothing here;
+//! 3. the party (the pull) that holds least here: two pulls share evenly;
+//! 4. the layer with the longest work left, which is what a pull cannot be faster than;
+//! 5. who came first. A layer's own requests stand equal in all else, so they keep their order.
+//!
+//! Who is next and does not fit yet is waited for, so that small requests do not starve a large one.
+//! Only what waits for another thing than all others (another host) is passed over without a count.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use tokio::sync::oneshot;
+
+/// How often somebody who waits is overtaken by later ones at most: some windows' worth of chunks,
+/// so that the longest layer gets far and the shortest is never out of sight.
+const OVERTAKEN_MOST: u32 = 32;
+
+/// One pull among those that share.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Party(u64);
+
+impl Party {
+    /// Whoever waits for no pull.
+    pub const NOBODY: Self = Self(0);
+
+    /// Another one than all before.
+    #[allow(clippy::new_without_default, reason = "no two are equal")]
+    pub fn new() -> Self {
+        Self(number())
+    }
+}
+
+fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// What speaks for a layer, now.
+#[derive(Debug)]
+pub struct Standing {
+    id: u64,
+    party: Party,
+    bytes_left: AtomicU64,
+    bytes_per_second: u64,
+    asked_for: AtomicBool,
+}
+
+impl Standing {
+    /// A layer of `party` with `bytes` before it, of which its serial work takes in
+    /// `bytes_per_second`.
+    pub fn new(party: Party, bytes: u64, bytes_per_second: u64) -> Arc<Self> {
+        Arc::new(Self {
+            id: number(),
+            party,
+            bytes_left: AtomicU64::new(bytes),
+            bytes_per_second: bytes_per_second.max(1),
+            asked_for: AtomicBool::new(false),
+        })
+    }
+
+    /// For what goes before every layer of `party`.
+    pub fn ahead(party: Party) -> Arc<Self> {
+        Self::new(party, u64::MAX, 1)
+    }
+
+    /// Notes that so many bytes have been worked on.
+    pub fn worked(&self, bytes: u64) {
+        // One reader a layer: nobody else writes meanwhile.
+        self.bytes_left.store(self.bytes_left.load(Relaxed).saturating_sub(bytes), Relaxed);
+    }
+
+    /// Begins anew with `bytes` before it.
+    pub fn begin(&self, bytes: u64) {
+        self.bytes_left.store(bytes, Relaxed);
+    }
+
+    /// Notes that a Prepare waits for the layer.
+    pub fn ask_for(&self) {
+        self.asked_for.store(true, Relaxed);
+    }
+
+    /// The pull that the layer is of.
+    pub fn party(&self) -> Party {
+        self.party
+    }
+
+    /// The serial work that is left.
+    fn nanos_left(&self) -> u128 {
+        u128::from(self.bytes_left.load(Relaxed)) * 1_000_000_000
+            / u128::from(self.bytes_per_second)
+    }
+}
+
+/// Whether somebody may go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Now.
+    Go,
+    /// When more has come free, and nobody before.
+    Wait,
+    /// Others may go first, who wait for something else.
+    PassOver,
+}
+
+/// What is scarce. Pure: whoever asks holds a lock.
+pub trait Scarce: Send + 'static {
+    /// What somebody wants of it.
+    type Want: Clone + Send + Unpin + 'static;
+
+    /// Whether `party` may have `want` now.
+    fn verdict(&self, party: Party, want: &Self::Want) -> Verdict;
+    /// Notes that `party` has it.
+    fn take(&mut self, party: Party, want: &Self::Want);
+    /// Notes that `party` has it no longer.
+    fn give_back(&mut self, party: Party, want: &Self::Want);
+    /// How much of a party's share it is.
+    fn weight(want: &Self::Want) -> u64;
+}
+
+struct Waiting<S: Scarce> {
+    number: u64,
+    standing: Arc<Standing>,
+    want: S::Want,
+    overtaken: u32,
+    tell: oneshot::Sender<Held<S>>,
+}
+
+struct State<S: Scarce> {
+    scarce: S,
+    waiting: Vec<Waiting<S>>,
+    arrivals: u64,
+    of_parties: HashMap<Party, u64>,
+    of_layers: HashMap<u64, u64>,
+}
+
+fn add<K: Hash + Eq>(map: &mut HashMap<K, u64>, key: K, amount: u64) {
+    *map.entry(key).or_default() += amount;
+}
+
+fn subtract<K: Hash + Eq>(map: &mut HashMap<K, u64>, key: K, amount: u64) {
+    if let Some(held) = map.get_mut(&key) {
+        *held -= amount;
+        if *held == 0 {
+            map.remove(&key);
+        }
+    }
+}
+
+impl<S: Scarce> State<S> {
+    fn take(&mut self, standing: &Standing, want: &S::Want) {
+        self.scarce.take(standing.party, want);
+        add(&mut self.of_parties, standing.party, S::weight(want));
+        add(&mut self.of_layers, standing.id, S::weight(want));
+    }
+
+    fn give_back(&mut self, standing: &Standing, want: &S::Want) {
+        self.scarce.give_back(standing.party, want);
+        subtract(&mut self.of_parties, standing.party, S::weight(want));
+        subtract(&mut self.of_layers, standing.id, S::weight(want));
+    }
+
+    /// What decides between two who wait; the greater goes first.
+    fn precedence(&self, waiting: &Waiting<S>) -> impl Ord + use<S> {
+        use std::cmp::Reverse;
+        let Waiting { number, standing, overtaken, .. } = waiting;
+        let patient = (*overtaken >= OVERTAKEN_MOST).then_some(Reverse(*number));
+        let has_nothing = !self.of_layers.contains_key(&standing.id);
+        let first = standing.asked_for.load(Relaxed) && has_nothing;
+        let held = self.of_parties.get(&standing.party).copied().unwrap_or_default();
+        (patient, first, Reverse(held), standing.nanos_left(), Reverse(*number))
+    }
+
+    /// Takes for whoever is next, if there is somebody and it fits.
+    fn next(&mut self) -> Option<Waiting<S>> {
+        let verdict = |w: &Waiting<S>| self.scarce.verdict(w.standing.party, &w.want);
+        let best = self.waiting.iter().enumerate();
+        let best = best.filter(|(_, waiting)| verdict(waiting) != Verdict::PassOver);
+        let (index, _) = best.max_by_key(|(_, waiting)| self.precedence(waiting))?;
+        if verdict(&self.waiting[index]) == Verdict::Wait {
+            return None;
+        }
+        let next = self.waiting.swap_remove(index);
+        for other in &mut self.waiting {
+            let counts =
+                self.scarce.verdict(other.standing.party, &other.want) != Verdict::PassOver;
+            if other.number < next.number && counts {
+                other.overtaken += 1;
+            }
+        }
+        self.take(&next.standing, &next.want);
+        Some(next)
+    }
+}
+
+/// Where one waits for something scarce. Clones are of the same gate.
+pub struct Gate<S: Scarce>(Arc<Mutex<State<S>>>);
+
+impl<S: Scarce> Clone for Gate<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// Something scarce that somebody has; it returns when this is dropped.
+#[must_use = "it returns when it is dropped"]
+pub struct Held<S: Scarce> {
+    gate: Gate<S>,
+    standing: Arc<Standing>,
+    want: S::Want,
+}
+
+/// A place in the line. It is kept whether it is looked at or not; dropping it gives it up.
+pub struct Entering<S: Scarce> {
+    gate: Gate<S>,
+    number: u64,
+    told: oneshot::Receiver<Held<S>>,
+}
+
+impl<S: Scarce> Gate<S> {
+    /// A gate before `scarce`.
+    pub fn new(scarce: S) -> Self {
+        let (of_parties, of_layers) = Default::default();
+        let state = State { scarce, waiting: Vec::new(), arrivals: 0, of_parties, of_layers };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<S>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins those who wait.
+    pub fn enter(&self, standing: &Arc<Standing>, want: S::Want) -> Entering<S> {
+        let (tell, told) = oneshot::channel();
+        let mut state = self.state();
+        let number = state.arrivals;
+        state.arrivals += 1;
+        let standing = Arc::clone(standing);
+        state.waiting.push(Waiting { number, standing, want, overtaken: 0, tell });
+        drop(state);
+        self.let_in();
+        Entering { gate: self.clone(), number, told }
+    }
+
+    /// Takes it if it is free now and nobody waits for it.
+    pub fn try_enter(&self, standing: &Arc<Standing>, want: S::Want) -> Option<Held<S>> {
+        let mut state = self.state();
+        if !state.waiting.is_empty() || state.scarce.verdict(standing.party, &want) != Verdict::Go {
+            return None;
+        }
+        state.take(standing, &want);
+        Some(Held { gate: self.clone(), standing: Arc::clone(standing), want })
+    }
+
+    /// Looks at what is scarce, or changes how much there is of it.
+    pub fn with<R>(&self, look: impl FnOnce(&mut S) -> R) -> R {
+        let result = look(&mut self.state().scarce);
+        self.let_in();
+        result
+    }
+
+    /// Whether somebody waits.
+    pub fn has_waiting(&self) -> bool {
+        !self.state().waiting.is_empty()
+    }
+
+    fn let_in(&self) {
+        loop {
+            let next = self.state().next();
+            let Some(Waiting { standing, want, tell, .. }) = next else { return };
+            // Who went away meanwhile does not take it: dropping it gives it back.
+            drop(tell.send(Held { gate: self.clone(), standing, want }));
+        }
+    }
+}
+
+impl<S: Scarce> Drop for Held<S> {
+    fn drop(&mut self) {
+        self.gate.state().give_back(&self.standing, &self.want);
+        self.gate.let_in();
+    }
+}
+
+impl<S: Scarce> std::fmt::Debug for Held<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
+    }
+}
+
+impl<S: Scarce> Entering<S> {
+    /// What was waited for, if it is there; then it is used up.
+    ///
+    /// # Errors
+    /// It is not: here it is again.
+    pub fn granted(mut self) -> Result<Held<S>, Self> {
+        self.told.try_recv().map_err(|_| self)
+    }
+}
+
+impl<S: Scarce> Future for Entering<S> {
+    type Output = Held<S>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Held<S>> {
+        let told = Pin::new(&mut self.told).poll(context);
+        told.map(|held| held.expect("who waits is told or leaves"))
+    }
+}
+
+impl<S: Scarce> Drop for Entering<S> {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        let place = state.waiting.iter().position(|waiting| waiting.number == self.number);
+        let left = place.map(|index| state.waiting.swap_remove(index));
+        drop(state);
+        if left.is_some() {
+            // It may have been the one that all waited for.
+            self.gate.let_in();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

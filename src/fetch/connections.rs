@@ -1,0 +1,164 @@
+//! Leave for connections: of an image, of a host, of the daemon.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Limits;
+use super::pace::Pace;
+use crate::budget::turns::{Gate, Held, Party, Scarce, Standing, Verdict};
+
+/// Leave for one connection.
+pub(super) type Connection = Held<Open>;
+
+/// All connections of a daemon. Clones share them.
+#[derive(Clone)]
+pub(super) struct Connections(Gate<Open>);
+
+/// The connections that are open.
+pub(super) struct Open {
+    limits: Limits,
+    all: usize,
+    images: HashMap<Party, usize>,
+    hosts: HashMap<Arc<str>, Host>,
+}
+
+struct Host {
+    open: usize,
+    pace: Pace,
+    /// It asked to be left alone until then.
+    closed_until: Option<Instant>,
+}
+
+impl Open {
+    fn host(&mut self, host: &Arc<str>) -> &mut Host {
+        let most = self.limits.per_host;
+        let new = || Host { open: 0, pace: Pace::new(most), closed_until: None };
+        self.hosts.entry(Arc::clone(host)).or_insert_with(new)
+    }
+}
+
+impl Scarce for Open {
+    type Want = Arc<str>;
+
+    fn verdict(&self, image: Party, host: &Arc<str>) -> Verdict {
+        let of_image = self.images.get(&image).copied().unwrap_or_default();
+        let host_is_full = self.hosts.get(host).is_some_and(|host| {
+            host.open >= host.pace.limit()
+                || host.closed_until.is_some_and(|until| Instant::now() < until)
+        });
+        let full =
+            self.all >= self.limits.global || of_image >= self.limits.per_image || host_is_full;
+        if full { Verdict::PassOver } else { Verdict::Go }
+    }
+
+    fn take(&mut self, image: Party, host: &Arc<str>) {
+        self.all += 1;
+        *self.images.entry(image).or_default() += 1;
+        let host = self.host(host);
+        host.open += 1;
+        if host.open >= host.pace.limit() {
+            host.pace.full();
+        }
+    }
+
+    fn give_back(&mut self, image: Party, host: &Arc<str>) {
+        self.all -= 1;
+        self.host(host).open -= 1;
+        if let Some(open) = self.images.get_mut(&image) {
+            *open -= 1;
+            if *open == 0 {
+                self.images.remove(&image);
+            }
+        }
+    }
+
+    fn weight(_: &Arc<str>) -> u64 {
+        1
+    }
+}
+
+impl Connections {
+    pub(super) fn new(limits: Limits) -> Self {
+        let (images, hosts) = Default::default();
+        Self(Gate::new(Open { limits, all: 0, images, hosts }))
+    }
+
+    /// Waits for leave to ask `host`.
+    pub(super) async fn open(&self, layer: &Arc<Standing>, host: &Arc<str>) -> Connection {
+        self.0.enter(layer, Arc::clone(host)).await
+    }
+
+    /// Notes the answer to a request made at `asked`.
+    pub(super) fn answered(&self, host: &Arc<str>, asked: Instant) {
+        self.0.with(|open| open.host(host).pace.answered(asked, Instant::now()));
+    }
+
+    /// Notes that the host is overloaded: it is asked less from now on, and nothing at all for as
+    /// long as it says.
+    pub(super) fn refused(&self, host: &Arc<str>, asked: Instant, pause: Option<Duration>) {
+        let now = Instant::now();
+        self.0.with(|open| {
+            let host = open.host(host);
+            host.pace.refused(asked, now);
+            let until = pause.map(|pause| now + pause);
+            host.closed_until = host.closed_until.max(until);
+        });
+        if let Some(pause) = pause {
+            // Whoever was refused may be gone by then, and others wait for the host too.
+            let gate = self.0.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(pause).await;
+                gate.with(|_| ());
+            });
+        }
+    }
+
+    /// Notes bytes that have come from `host`.
+    pub(super) fn arrived(&self, host: &Arc<str>, bytes: u64) {
+        self.0.with(|open| open.host(host).pace.arrived(bytes, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    fn limits(per_image: usize, per_host: usize, global: usize) -> Limits {
+        Limits { chunk_bytes: 1, per_image, per_host, global }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_is_full_does_not_hold_up_another() {
+        let connections = Connections::new(limits(4, 2, 3));
+        let layer = Standing::new(Party::new(), 9, 1);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let first = connections.open(&layer, &a).await;
+        let _second = connections.open(&layer, &a).await;
+        let mut third = Box::pin(connections.open(&layer, &a));
+        assert!((&mut third).now_or_never().is_none(), "the host has two");
+        let other = connections.open(&layer, &b).await;
+        drop(first);
+        let third = third.await;
+        let other_layer = Standing::new(Party::new(), 9, 1);
+        assert!(
+            connections.open(&other_layer, &b).now_or_never().is_none(),
+            "the daemon has three"
+        );
+        drop((third, other));
+    }
+
+    #[tokio::test]
+    async fn a_host_is_left_alone_for_as_long_as_it_asks() {
+        let connections = Connections::new(limits(8, 8, 8));
+        let layer = Standing::new(Party::new(), 9, 1);
+        let host: Arc<str> = "a".into();
+        let asked = Instant::now();
+        let pause = Duration::from_millis(50);
+        connections.refused(&host, asked, Some(pause));
+        let opened = connections.open(&layer, &host).await;
+        assert!(asked.elapsed() >= pause, "a lower bound holds on the slowest machine");
+        drop(opened);
+    }
+}
