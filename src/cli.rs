@@ -10,6 +10,7 @@ mod convert;
 mod directory;
 mod error;
 mod inspect;
+mod install;
 mod progress;
 mod pulls;
 mod remote;
@@ -91,6 +92,8 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Convert(args) => convert::convert(&args, load()?, environment.cores).await,
         Command::Diff(args) => convert::diff(&args, load()?, environment.cores).await,
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
+        Command::Install(args) => install::install(args, &load()?),
+        Command::Uninstall(args) => install::uninstall(args, &load()?),
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,

@@ -38,6 +38,8 @@ pub(super) enum Command {
     /// Show what hoistd is pulling, and its last pulls
     Pulls(Pulls),
     Simulate(Box<Simulate>),
+    Install(super::install::Install),
+    Uninstall(super::install::Uninstall),
     /// Print a completion script
     Completion {
         /// The shell
