@@ -217,3 +217,18 @@ async fn a_pod_lives_on_1() {
 async fn a_pod_lives_on_2() {
     a_pod_lives(Generation::Two).await;
 }
+
+/// The recipes of docs/hosts and the scripts of the packages; what is only advice (`info`) does not count.
+#[test]
+fn recipes_pass_shellcheck() {
+    let test = "shellcheck of the recipes";
+    let Some(_house) = House::open(test) else { return };
+    let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = ["docs/hosts", "integration/packages"].map(|part| checkout.join(part));
+    let files = files.iter().flat_map(|part| std::fs::read_dir(part).unwrap().flatten());
+    let files: Vec<_> = files.map(|file| file.path()).collect();
+    let scripts: Vec<_> =
+        files.iter().filter(|file| file.extension().is_none_or(|end| end == "sh")).collect();
+    assert!(scripts.len() >= 7, "{scripts:?}");
+    must(Command::new("shellcheck").arg("--severity=warning").args(scripts));
+}

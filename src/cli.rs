@@ -11,6 +11,7 @@ mod directory;
 mod error;
 mod inspect;
 mod install;
+mod man;
 mod progress;
 mod pulls;
 mod remote;
@@ -97,6 +98,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,
+        Command::Man { directory } => man::man(&directory),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);
