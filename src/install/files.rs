@@ -42,15 +42,17 @@ impl Plan {
     /// # Errors
     /// Where a file cannot be written or a program does not accept the result; everything is as before then.
     pub fn apply(&self) -> Result<(), InstallError> {
+        // Copies that an earlier installation made are not this one's to remove.
+        let mut copies = Vec::new();
         for (done, change) in self.changes.iter().enumerate() {
-            if let Err(source) = self.write(change) {
-                self.back(done + 1);
+            if let Err(source) = self.write(change, &mut copies) {
+                self.back(done + 1, &copies);
                 return Err(InstallError::Write { path: change.path.clone(), source });
             }
         }
         for check in &self.checks {
             if let Err(said) = accepted(check) {
-                self.back(self.changes.len());
+                self.back(self.changes.len(), &copies);
                 let program = check[0].clone();
                 return Err(InstallError::NotAccepted { program, said });
             }
@@ -64,24 +66,28 @@ impl Plan {
         Ok(())
     }
 
-    fn write(&self, change: &Change) -> std::io::Result<()> {
+    fn write(&self, change: &Change, copies: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        let copy = backup_of(&change.path);
         if let Some(before) = &change.before
             && !self.undo
-            && !backup_of(&change.path).exists()
+            && !copy.exists()
         {
-            replace(&backup_of(&change.path), Some(before))?;
+            replace(&copy, Some(before))?;
+            copies.push(copy);
         }
         replace(&change.path, change.after.as_deref())
     }
 
-    /// Puts the first `count` changes back.
-    fn back(&self, count: usize) {
+    /// Puts the first `count` changes back, and removes the copies that were made for them.
+    fn back(&self, count: usize, copies: &[PathBuf]) {
         for change in &self.changes[..count] {
             if let Err(error) = replace(&change.path, change.before.as_deref()) {
                 tracing::error!(file = %change.path.display(), %error, "cannot be put back");
-            } else if !self.undo {
-                let _ = std::fs::remove_file(backup_of(&change.path));
+                return;
             }
+        }
+        for copy in copies {
+            let _ = std::fs::remove_file(copy);
         }
     }
 }

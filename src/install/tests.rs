@@ -212,3 +212,37 @@ fn versions_are_read_as_programs_print_them() {
     }
     assert_eq!(super::host::version("none"), None);
 }
+
+#[test]
+fn a_plan_is_written_whole_or_not_at_all() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str| home.path().join(name);
+    let read = |name: &str| std::fs::read_to_string(file(name)).ok();
+    std::fs::write(file("a"), "old").unwrap();
+    let change = |name: &str, before: Option<&str>, after: &str| {
+        super::Change::new(&file(name), before, Some(after.to_owned()))
+    };
+    let changes = vec![change("a", Some("old"), "new"), change("conf.d/b", None, "b")];
+    let plan = super::Plan::install(changes);
+    let refusing =
+        plan.clone().checked_by(vec!["sh".into(), "-c".into(), "echo no >&2; exit 1".into()]);
+    let told = refusing.apply().unwrap_err().to_string();
+    assert!(told.contains("does not accept") && told.ends_with("no"), "{told}");
+    assert_eq!((read("a").as_deref(), read("conf.d/b")), (Some("old"), None));
+    assert_eq!(read("a.before-hoist"), None);
+
+    plan.checked_by(vec!["true".into()]).apply().unwrap();
+    assert_eq!(
+        (read("a").as_deref(), read("a.before-hoist").as_deref()),
+        (Some("new"), Some("old"))
+    );
+    // A second installation that fails keeps the copy of the first.
+    let again = super::Plan::install(vec![change("a", Some("new"), "newer")]);
+    again.checked_by(vec!["false".into()]).apply().unwrap_err();
+    assert_eq!(
+        (read("a").as_deref(), read("a.before-hoist").as_deref()),
+        (Some("new"), Some("old"))
+    );
+    super::Plan::uninstall(vec![change("a", Some("new"), "old")]).apply().unwrap();
+    assert_eq!((read("a").as_deref(), read("a.before-hoist")), (Some("old"), None));
+}
