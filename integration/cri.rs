@@ -2,6 +2,7 @@
 //! snapshotter. Debian has no `crictl`.
 
 #[path = "harness/cri.rs"]
+#[allow(dead_code, reason = "the tests use the rest of it")]
 mod cri;
 
 use std::path::Path;

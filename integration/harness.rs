@@ -11,8 +11,10 @@
 
 pub(crate) mod containerd;
 pub(crate) mod cri;
+pub(crate) mod docker;
 pub(crate) mod hoistd;
 pub(crate) mod machine;
+pub(crate) mod pod;
 pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod scratch;
@@ -105,14 +107,37 @@ impl House {
         hoistd: &Hoistd,
         test: &str,
     ) -> Option<Containerd> {
+        // Nobody runs a pod with this one.
+        self.containerd_with_pause(generation, hoistd, test, "registry.invalid/pause:none")
+    }
+
+    /// The same, with the image that holds a pod's namespaces.
+    pub(crate) fn containerd_with_pause(
+        &self,
+        generation: Generation,
+        hoistd: &Hoistd,
+        test: &str,
+        pause: &str,
+    ) -> Option<Containerd> {
         let programs = self.bed.join(generation.directory()).join("bin");
         if !programs.join("containerd").exists() {
             skipped(test, "no containerd of this generation could be had");
             return None;
         }
         let home = self.scratch.path().join(generation.short());
-        Some(Containerd::start(generation, &programs, &home, hoistd, &self.registry))
+        Some(Containerd::start(generation, &programs, &home, hoistd, &self.registry, pause))
     }
+}
+
+/// The programs of Docker and of containerd 2.x; `None`, said loudly, where they cannot be had.
+pub(crate) fn docker_programs(test: &str) -> Option<[PathBuf; 2]> {
+    let bed = prepare("docker")?;
+    let programs = ["docker/bin", "containerd-2/bin"].map(|part| bed.join(part));
+    let there = programs[0].join("dockerd").exists() && programs[1].join("containerd").exists();
+    if !there {
+        skipped(test, "no Docker could be had from Debian's testing suite");
+    }
+    there.then_some(programs)
 }
 
 /// A port of loopback that nobody listens on now.

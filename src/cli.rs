@@ -11,6 +11,8 @@ mod directory;
 mod doctor;
 mod error;
 mod inspect;
+mod install;
+mod man;
 mod progress;
 mod pulls;
 mod remote;
@@ -97,6 +99,8 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Convert(args) => convert::convert(&args, load()?, environment.cores).await,
         Command::Diff(args) => convert::diff(&args, load()?, environment.cores).await,
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
+        Command::Install(args) => install::install(args, &load()?),
+        Command::Uninstall(args) => install::uninstall(args, &load()?),
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,
@@ -105,6 +109,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
             let given = control_socket.clone().or_else(|| environment.control_socket.clone());
             doctor::doctor(&args, config.as_deref(), given, &environment).await
         }
+        Command::Man { directory } => man::man(&directory),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);

@@ -18,6 +18,7 @@
 //! | 1 | [`erofs`] | an EROFS image, written while its content arrives |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
+//! | 1 | [`install`] | what hoist changes in Docker's and containerd's configuration: planned, written, taken back |
 //! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
 //! | 2 | [`otlp`] | pulls as traces, for a collector of OpenTelemetry |
@@ -40,6 +41,7 @@ pub mod erofs;
 pub mod fetch;
 pub mod hashing;
 pub mod image;
+pub mod install;
 pub mod layout;
 pub mod metrics;
 pub mod model;

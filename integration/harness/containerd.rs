@@ -60,11 +60,13 @@ impl Containerd {
         home: &Path,
         hoistd: &Hoistd,
         registry: &Registry,
+        pause: &str,
     ) -> Self {
         std::fs::create_dir_all(home).expect("the scratch directory is writable");
         let settings = home.join("config.toml");
         let text =
             configuration(generation, home, &hoistd.socket(), &hoistd.root(), registry.hosts());
+        let text = text.replace("@PAUSE@", pause);
         std::fs::write(&settings, text).expect("the scratch directory is writable");
         let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new(programs.join("containerd"));
@@ -369,7 +371,7 @@ fn configuration(
     match generation {
         Generation::One => format!(
             "version = 2\n{shared}\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nrestrict_oom_score_adj = true\nsandbox_image = \"@PAUSE@\"\n\
              [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
              snapshotter = \"hoist\"\ndisable_snapshot_annotations = false\n\
              [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"{hosts}\"\n\
@@ -380,6 +382,7 @@ fn configuration(
             "version = 3\n{shared}\
              [proxy_plugins.hoist.exports]\nroot = \"{root}\"\nenable_remote_snapshot_annotations = \"true\"\n\
              [plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"hoist\"\ndisable_snapshot_annotations = false\n\
+             [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"@PAUSE@\"\n\
              [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = \"{hosts}\"\n\
              [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
              [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = \"{home}/cni\"\n\

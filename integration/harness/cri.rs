@@ -1,4 +1,4 @@
-//! As much of a CRI client as pulling and removing an image takes.
+//! As much of a CRI client as the kubelet is for one pod: its image, its sandbox, its container.
 //!
 //! The messages are declared here by hand, fields by their numbers in the CRI's `api.proto` (runtime.v1); fields that
 //! nobody here sets are left out, which protobuf allows.
@@ -46,20 +46,30 @@ fn call<Answer>(socket: &Path, method: &'static str, image: &str) -> Result<Answ
 where
     Answer: prost::Message + Default + Send + 'static,
 {
+    let request = ImageRequest { image: Some(ImageSpec { image: image.to_owned() }) };
+    ask(socket, method, request).map_err(|status| format!("{image}: {status}"))
+}
+
+/// One call of the runtime interface, on a connection of its own.
+pub(crate) fn ask<Question, Answer>(
+    socket: &Path,
+    method: &'static str,
+    question: Question,
+) -> Result<Answer, String>
+where
+    Question: prost::Message + Default + Send + Sync + 'static,
+    Answer: prost::Message + Default + Send + 'static,
+{
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     runtime.block_on(async {
         let mut client = tonic::client::Grpc::new(connect(socket).await?);
         client.ready().await.map_err(|error| format!("{}: {error}", socket.display()))?;
-        let request = tonic::Request::new(ImageRequest {
-            image: Some(ImageSpec { image: image.to_owned() }),
-        });
+        let request = tonic::Request::new(question);
         let path = tonic::codegen::http::uri::PathAndQuery::from_static(method);
-        let codec = tonic_prost::ProstCodec::<ImageRequest, Answer>::default();
+        let codec = tonic_prost::ProstCodec::<Question, Answer>::default();
         let answer = client.unary(request, path, codec).await;
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| format!("{method} of {image}: {status}"))
+        answer.map(tonic::Response::into_inner).map_err(|status| format!("{method}: {status}"))
     })
 }
 

@@ -62,6 +62,11 @@ impl Hoistd {
         &self.home
     }
 
+    /// Its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.home.join("hoist.toml")
+    }
+
     /// Where its trees and snapshots are.
     pub(crate) fn root(&self) -> PathBuf {
         self.home.join("root")

@@ -40,6 +40,14 @@ pub(super) enum Command {
     Simulate(Box<Simulate>),
     Top(super::top::Top),
     Doctor(super::doctor::Doctor),
+    Install(super::install::Install),
+    Uninstall(super::install::Uninstall),
+    /// Write the manual's pages into a directory (for packages)
+    #[command(hide = true)]
+    Man {
+        /// The directory, which is there
+        directory: PathBuf,
+    },
     /// Print a completion script
     Completion {
         /// The shell

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::config::ConfigError;
 use crate::convert::ConvertError;
 use crate::image::ManifestError;
+use crate::install::InstallError;
 use crate::layout::LayoutError;
 use crate::model::ProfileError;
 use crate::pull::PullError;
@@ -29,6 +30,10 @@ pub(super) enum CliError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Convert(#[from] ConvertError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error("nobody can be asked here: standard input is no terminal")]
+    NobodyToAsk,
     #[error("{}: {source}", file.display())]
     Order { file: PathBuf, source: std::io::Error },
     #[error("level {level} is none of {format}'s: it has {range}")]
@@ -70,6 +75,7 @@ impl CliError {
             | Self::ReadProfile { .. }
             | Self::Profile { .. }
             | Self::Level { .. }
+            | Self::NobodyToAsk
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
             Self::Diff(error) => convert_code(error).max(2),
@@ -98,6 +104,7 @@ impl CliError {
             Self::NoSuchPull(_) => {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")
             }
+            Self::NobodyToAsk => Some("Pass --yes to write it, or --dry-run to see it only."),
             Self::Pull(error) if error.is_integrity() => Some(
                 "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",
             ),
