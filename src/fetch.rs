@@ -145,8 +145,7 @@ impl Fetcher {
 
     /// Requests that may be under way at once, and those that are.
     pub fn connections(&self) -> (usize, usize) {
-        let most = self.shared.limits.global;
-        (most, most - self.shared.global.available_permits())
+        (self.shared.limits.global, self.shared.connections.count())
     }
 
     /// Fetches for one image: the blobs started with what is returned share its connections.

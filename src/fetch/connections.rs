@@ -84,6 +84,11 @@ impl Connections {
         Self(Gate::new(Open { limits, all: 0, images, hosts }))
     }
 
+    /// How many are open now.
+    pub(super) fn count(&self) -> usize {
+        self.0.with(|open| open.all)
+    }
+
     /// Waits for leave to ask `host`.
     pub(super) async fn open(&self, layer: &Arc<Standing>, host: &Arc<str>) -> Connection {
         self.0.enter(layer, Arc::clone(host)).await
