@@ -22,6 +22,8 @@ enum Fault {
 struct Proxy {
     address: String,
     seen: Arc<Mutex<Vec<String>>>,
+    /// Breaks that are still to come.
+    left: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -34,17 +36,18 @@ impl Proxy {
             Fault::Break(_, times) => times,
             _ => 0,
         }));
+        let breaks = Arc::clone(&left);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (stream, target, own) = (stream.unwrap(), target.clone(), own.clone());
-                let (noted, left) = (Arc::clone(&noted), Arc::clone(&left));
+                let (noted, left) = (Arc::clone(&noted), Arc::clone(&breaks));
                 // A peer that goes away is what this is about.
                 std::thread::spawn(move || {
                     let _ = serve(stream, &target, &own, fault, &noted, &left);
                 });
             }
         });
-        Self { address, seen }
+        Self { address, seen, left }
     }
 
     fn count(&self, method: &str) -> usize {
@@ -84,9 +87,10 @@ fn serve(
     let mut server = TcpStream::connect(target)?;
     let mut breaks = None;
     match fault {
-        Fault::Break(after, _) if line.starts_with("PATCH") && left.load(Ordering::SeqCst) > 0 => {
-            left.fetch_sub(1, Ordering::SeqCst);
-            breaks = Some(after);
+        Fault::Break(after, _) if line.starts_with("PATCH") && body > after => {
+            let one = |left: usize| left.checked_sub(1);
+            let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one);
+            breaks = taken.ok().map(|_| after);
         }
         Fault::Answer(method, answer) if line.starts_with(method) => {
             let mut rest = body.saturating_sub(read.len() - end);
@@ -131,6 +135,7 @@ fn a_push_goes_on_after_breaks_and_sends_nothing_twice() {
     let result = format!("{}/fast/python:v1", proxy.address);
     must(&mut hoist(&house, &["convert", &source, &result, "--layers", "2", "--quiet"]));
     assert!(proxy.count("PATCH") > 3, "{:?}", proxy.seen.lock().unwrap());
+    assert_eq!(proxy.left.load(Ordering::SeqCst), 0, "all three breaks have happened");
     // By the registry itself, whole and verified.
     let direct = format!("{}/fast/python:v1", registry.address());
     let read = ["convert", &direct, "oci:unused", "--keep-layers", "--quiet"];
