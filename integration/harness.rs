@@ -100,6 +100,11 @@ impl House {
         Hoistd::start(&self.scratch.path().join("h"), &self.registry, extra)
     }
 
+    /// Starts another registry, which has nothing yet.
+    pub(crate) fn empty_registry(&self) -> Registry {
+        Registry::empty(self.bed, &self.scratch.path().join("r"))
+    }
+
     /// Starts a containerd of `generation` that knows `hoistd`; `None`, said loudly, where there is none.
     pub(crate) fn containerd(
         &self,

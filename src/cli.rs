@@ -4,7 +4,9 @@
 //! read goes to standard output, what is meant for a person's eyes while they wait goes to standard
 //! error. Errors are told once, at the end, with what to try.
 
+mod analyze;
 mod args;
+mod calibrate;
 mod chart;
 mod convert;
 mod directory;
@@ -96,8 +98,9 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
             (Some(dir), _) => directory::pull(&pull, dir, load()?).await,
             (None, _) => remote::pull(&pull, &socket()?).await,
         },
-        Command::Convert(args) => convert::convert(&args, load()?, environment.cores).await,
-        Command::Diff(args) => convert::diff(&args, load()?, environment.cores).await,
+        Command::Convert(args) => convert::convert(&args, load()?, &environment).await,
+        Command::Analyze(args) => analyze::run(&args, load()?, &environment).await,
+        Command::Diff(args) => convert::diff(&args, load()?, &environment).await,
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Install(args) => install::install(args, &load()?),
         Command::Uninstall(args) => install::uninstall(args, &load()?),
@@ -110,6 +113,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
             doctor::doctor(&args, config.as_deref(), given, &environment).await
         }
         Command::Man { directory } => man::man(&directory),
+        Command::Calibrate(args) => calibrate::run(&args, load()?, &environment).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);

@@ -18,7 +18,8 @@
 //! over; windows up to [`WINDOW_BYTES_MAX`] (containerd's decoder takes up to 512 MiB). A stream
 //! that ends inside a member or frame is truncated, never short.
 //!
-//! [`seek_table`] is the table at the end of a zstd stream that says where its frames are.
+//! [`seek_table`] is the table at the end of a zstd stream that says where its frames are;
+//! [`frame_table`] says what they have to be, too.
 
 use std::io;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use crate::image::Compression;
 
 mod ahead;
 mod cut;
+pub mod frame_table;
 mod frames;
 mod gzip;
 mod input;

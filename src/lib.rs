@@ -17,23 +17,27 @@
 //! | 1 | [`archive`] | tar entries, whiteouts, path safety, on top of the `tar` crate |
 //! | 1 | [`erofs`] | an EROFS image, written while its content arrives |
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
-//! | 1 | [`registry`] | requests: resolve, ranged GET; auth, credentials, hosts and mirrors |
 //! | 1 | [`install`] | what hoist changes in Docker's and containerd's configuration: planned, written, taken back |
+//! | 1 | [`registry`] | requests: resolve, ranged GET, push; auth, credentials, hosts and mirrors |
+//! | 1 | [`containerd`] | images that containerd has, by its API |
 //! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
 //! | 2 | [`otlp`] | pulls as traces, for a collector of OpenTelemetry |
 //! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata; or into an image |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
 //! | 3 | [`convert`] | reading an image's files, planning new layers (pure), writing and comparing them |
+//! | 3 | [`calibrate`] | what this host and its link can do, measured for the model |
 //! | 4 | [`snapshots`] | the containerd service, its metadata store, mounts, labels, cleanup |
 //! | 5 | [`config`] | what an operator sets, and what it means for the rooms below |
 //! | 6 | [`daemon`], [`cli`] | the roots |
 
 pub mod archive;
 pub mod budget;
+pub mod calibrate;
 pub mod cli;
 pub mod compression;
 pub mod config;
+pub mod containerd;
 pub mod control;
 pub mod convert;
 pub mod daemon;

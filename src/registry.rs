@@ -7,6 +7,8 @@
 //! ([`RegistryError`]). Manifests and other documents come whole and verified; blobs come as ranges
 //! ([`Blob`]), and whoever puts them together verifies them.
 //!
+//! What is made here goes the other way ([`Push`]).
+//!
 //! Only this room opens outbound connections, but for `otlp`, which sends traces where it is told to.
 
 mod auth;
@@ -18,6 +20,7 @@ mod endpoint;
 mod error;
 mod exchange;
 mod hosts;
+mod push;
 mod retry;
 
 use std::collections::HashMap;
@@ -34,6 +37,7 @@ use crate::metrics::RequestMetrics;
 pub use blob::{Blob, Body};
 pub use error::RegistryError;
 pub use oci_spec::distribution::{ParseError, Reference};
+pub use push::{Push, ReadPart, Sent};
 pub(crate) use retry::Backoff;
 
 use auth::Authorizer;

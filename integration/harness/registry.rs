@@ -20,9 +20,18 @@ impl Registry {
 
     /// Starts it on the storage under `bed`; its own files go to `home`.
     pub(crate) fn start(bed: &Path, home: &Path) -> Self {
+        Self::start_on(bed, &bed.join("registry"), home)
+    }
+
+    /// Starts one that has nothing yet, to be pushed to; all of it lies in `home`.
+    pub(crate) fn empty(bed: &Path, home: &Path) -> Self {
+        std::fs::create_dir_all(home).expect("the scratch directory is writable");
+        Self::start_on(bed, &home.join("storage"), home)
+    }
+
+    fn start_on(bed: &Path, storage: &Path, home: &Path) -> Self {
         let address = format!("127.0.0.1:{}", super::free_port());
         let settings = home.join("registry.yml");
-        let storage = bed.join("registry");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
             storage.display()

@@ -34,6 +34,7 @@ pub(super) enum Command {
     /// Show an image's manifest: platform, layers, media types, sizes
     Inspect(Inspect),
     Convert(Box<Convert>),
+    Analyze(Box<Analyze>),
     Diff(Diff),
     /// Show what hoistd is pulling, and its last pulls
     Pulls(Pulls),
@@ -48,6 +49,7 @@ pub(super) enum Command {
         /// The directory, which is there
         directory: PathBuf,
     },
+    Calibrate(Calibrate),
     /// Print a completion script
     Completion {
         /// The shell
@@ -112,21 +114,51 @@ pub(super) struct Inspect {
     pub(super) json: bool,
 }
 
+/// As [`EXIT_CODES`], with what people want first.
+const CONVERT_HELP: &str = "\
+Examples:
+  For stock containerd, Docker, ECS and EKS as they are, from registry to registry:
+    hoist convert registry.example/app:v1 registry.example/app:v1-fast
+  For hosts with hoistd, into a layout that is looked at first:
+    hoist convert registry.example/app:v1 oci:app:v1 --target hoist
+  Only zstd instead of gzip, and the same layers:
+    hoist convert registry.example/app:v1 registry.example/app:v1-zstd --keep-layers
+  Above a base image that other images share:
+    hoist convert registry.example/app:v1 registry.example/app:v1-fast --keep-base registry.example/base:v3
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 not authorised, \
+5 network or registry not reachable, 130 interrupted.";
+
 /// Rewrite an image so that it pulls faster, with the same files in it
 ///
 /// What no container can see is dropped, equal files become hard links, the files are cut into
 /// layers that are fetched and unpacked well, and these are compressed anew. The result is read
 /// again and compared with the source, entry by entry, before it appears under its name. SOURCE is
-/// registry.example/repository:tag, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
-/// docker-archive:FILE[:NAME]; DESTINATION is oci:DIR[:TAG] or oci-archive:FILE[:TAG].
+/// registry.example/repository:tag, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]
+/// or containerd:NAME; DESTINATION is a registry's, oci:DIR[:TAG] or oci-archive:FILE[:TAG].
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = CONVERT_HELP)]
 pub(super) struct Convert {
     /// The image to read
     pub(super) source: String,
     /// Where the result goes
     pub(super) destination: String,
-    /// So many layers of equal compressed size; up to three unless given
+    /// Who will pull the result: the layers are cut as the model says is fastest for it, and a pull of
+    /// the source and one of the result are predicted
+    #[arg(long, value_name = "MODEL", default_value = "containerd", value_parser = models())]
+    pub(super) target: Model,
+    /// The rates of its hosts: a file (hoist calibrate writes one), or "even", "two-cores-gzip" or
+    /// "two-cores-zstd"; two cores on a fast link unless given
+    #[arg(long, value_name = "FILE")]
+    pub(super) profile: Option<String>,
+    /// Leave the layers as they are and only compress them anew; their DiffIDs stay
+    #[arg(long, conflicts_with_all = ["layers", "layer_sizes", "max_layer_size", "keep_base", "order", "dedupe"])]
+    pub(super) keep_layers: bool,
+    /// Leave the lowest layers as they are, byte for byte, as far as they are those of this image, so
+    /// that it is still shared; what lies above is rewritten
+    #[arg(long, value_name = "IMAGE")]
+    pub(super) keep_base: Option<String>,
+    /// So many layers of equal compressed size instead of what the model says
     #[arg(long, value_name = "N", conflicts_with_all = ["layer_sizes", "max_layer_size"])]
     pub(super) layers: Option<usize>,
     /// Layers whose compressed sizes have these proportions, as 490MB,736MB,1474MB
@@ -138,7 +170,8 @@ pub(super) struct Convert {
     /// How layers are compressed
     #[arg(long, value_enum, default_value_t = Compress::Zstd)]
     pub(super) compression: Compress,
-    /// The level: 1 to 22 for zstd (3 unless given), 1 to 9 for gzip (6 unless given)
+    /// The level: 1 to 22 for zstd (unless given, what the model says is fastest to ready: 3, or 19 over a
+    /// slow link), 1 to 9 for gzip (6 unless given)
     #[arg(long, value_name = "N")]
     pub(super) level: Option<i32>,
     /// Which equal files become hard links of one. strict: those with the same mode, owner, time and
@@ -159,6 +192,12 @@ pub(super) struct Convert {
     /// Threads; one for each core unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: Option<u16>,
+    /// Where a result for a registry waits until it is whole; it needs room for two compressed copies.
+    /// TMPDIR or /var/tmp unless given
+    #[arg(long, value_name = "DIR")]
+    pub(super) scratch: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) containerd: ContainerdArgs,
     /// Speak to this registry without TLS
     #[arg(long, value_name = "HOST")]
     pub(super) plain_http: Vec<String>,
@@ -168,6 +207,53 @@ pub(super) struct Convert {
     /// The result as JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Where the images of containerd: are.
+#[derive(Debug, Args)]
+pub(super) struct ContainerdArgs {
+    /// containerd's socket, for containerd:NAME; CONTAINERD_ADDRESS or /run/containerd/containerd.sock
+    /// unless given
+    #[arg(long, value_name = "SOCKET")]
+    pub(super) containerd_address: Option<PathBuf>,
+    /// The namespace of its images, as k8s.io; CONTAINERD_NAMESPACE or default unless given
+    #[arg(long, value_name = "NAME")]
+    pub(super) containerd_namespace: Option<String>,
+}
+
+/// Say what is in an image, what of it is in vain, and what a pull would gain from which command
+///
+/// The image is read to its end. Bytes that later layers hide, equal files, and the largest directories
+/// are named; a pull is predicted as it is and after each remedy (docs/model.md).
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Analyze {
+    /// The image, named in any way that hoist convert can read
+    pub(super) image: String,
+    /// Who pulls
+    #[arg(long, value_name = "MODEL", default_value = "containerd", value_parser = models())]
+    pub(super) target: Model,
+    /// The rates of its hosts: a file, or "even", "two-cores-gzip" or "two-cores-zstd"; two cores on a
+    /// fast link unless given
+    #[arg(long, value_name = "FILE")]
+    pub(super) profile: Option<String>,
+    /// The platform to look at; this machine's unless given
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(super) platform: Option<String>,
+    /// Speak to this registry without TLS
+    #[arg(long, value_name = "HOST")]
+    pub(super) plain_http: Vec<String>,
+    #[command(flatten)]
+    pub(super) containerd: ContainerdArgs,
+    /// Write it as a page
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    /// JSON instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No progress
+    #[arg(long, short)]
+    pub(super) quiet: bool,
 }
 
 /// How layers are compressed.
@@ -204,6 +290,8 @@ pub(super) struct Diff {
     /// Speak to this registry without TLS
     #[arg(long, value_name = "HOST")]
     pub(super) plain_http: Vec<String>,
+    #[command(flatten)]
+    pub(super) containerd: ContainerdArgs,
     /// No progress
     #[arg(long, short)]
     pub(super) quiet: bool,
@@ -252,6 +340,31 @@ pub(super) struct ShowPull {
     pub(super) svg: Option<PathBuf>,
 }
 
+/// Measure this host and its link, and write a profile for convert, simulate and analyze
+///
+/// A part of the image's largest layer is fetched over one connection and over many, decompressed and
+/// hashed; the disk gets a large file and many small ones, which go again. How much slower containerd
+/// decompresses is not measured but taken from docs/model.md. It takes some seconds.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Calibrate {
+    /// An image with a layer of at least 8 MiB, in the registry that will be pulled from
+    #[arg(long, value_name = "IMAGE")]
+    pub(super) image: String,
+    /// A directory on the disk that layers lie on
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub(super) dir: PathBuf,
+    /// Where the profile is written; standard output unless given
+    #[arg(long, short, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// The platform to choose; this machine's unless given
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(super) platform: Option<String>,
+    /// Speak to this registry without TLS
+    #[arg(long, value_name = "HOST")]
+    pub(super) plain_http: Vec<String>,
+}
+
 /// As [`EXIT_CODES`], with what people want first.
 const SIMULATE_HELP: &str = "\
 Examples:
@@ -283,7 +396,7 @@ pub(super) struct Simulate {
     /// Who pulls; may be given several times [default: containerd, containerd-parallel and hoist]
     #[arg(long, value_name = "MODEL", value_delimiter = ',', value_parser = models())]
     pub(super) model: Vec<Model>,
-    /// Rates: a file (TOML or JSON), or "even" or "two-cores-gzip"; flags come before it
+    /// Rates: a file (TOML or JSON), or "even", "two-cores-gzip" or "two-cores-zstd"; flags come before it
     #[arg(long, value_name = "FILE")]
     pub(super) profile: Option<String>,
     /// The link, all connections together [default: 225MB/s]

@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{Compress, Convert, Diff, Links};
+use super::args::{Compress, ContainerdArgs, Convert, Diff, Links};
 use super::error::CliError;
 use super::progress::TICK;
+use super::simulate;
 use super::table::{bytes, seconds, short, table, text};
 use super::{print, print_json};
 use crate::archive::LayerPath;
-use crate::config::Config;
+use crate::config::{Config, Environment};
+use crate::containerd::Address;
 use crate::convert::{
-    self, Codec, ConvertError, Converted, Dedupe, Options, Outcome, Phase, Place, Progress, Reach,
-    Wish,
+    self, Codec, ConvertError, Converted, Dedupe, Options, Outcome, Phase, Place, Progress, Puller,
+    Reach, Wish,
 };
 use crate::fetch::Fetcher;
 use crate::image::{Compression, Platform};
@@ -48,11 +50,15 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Converts, and says what came of it.
-pub(super) async fn convert(args: &Convert, config: Config, cores: usize) -> Result<(), CliError> {
+pub(super) async fn convert(
+    args: &Convert,
+    config: Config,
+    environment: &Environment,
+) -> Result<(), CliError> {
     let source: Place = args.source.parse()?;
     let destination: Place = args.destination.parse()?;
-    let options = options(args, cores)?;
-    let reach = reach(config, &args.plain_http)?;
+    let options = options(args, environment)?;
+    let reach = reach(config, &args.plain_http, &args.containerd, environment)?;
     let began = Instant::now();
     let quiet = args.quiet || args.json;
     let outcome = watched(quiet, move |progress| {
@@ -66,11 +72,17 @@ pub(super) async fn convert(args: &Convert, config: Config, cores: usize) -> Res
     }
 }
 
-fn options(args: &Convert, cores: usize) -> Result<Options, CliError> {
+/// An image of usual size, in compressed bytes, for the choice of a level.
+const USUAL_BYTES: f64 = 1e9;
+
+fn options(args: &Convert, environment: &Environment) -> Result<Options, CliError> {
+    let profile = args.profile.as_deref().map(simulate::named_or_read).transpose()?;
+    let puller = Puller { model: args.target, profile };
     let layers = match (args.layers, args.layer_sizes.as_slice(), args.max_layer_size) {
+        _ if args.keep_layers => Wish::Keep,
         (Some(count), ..) => Wish::Equal(count),
         (None, [], Some(most)) => Wish::Most(most),
-        (None, [], None) => Wish::Default,
+        (None, [], None) => Wish::Best,
         (None, sizes, _) => Wish::Sizes(sizes.to_vec()),
     };
     let (compression, levels, range) = match args.compression {
@@ -78,7 +90,7 @@ fn options(args: &Convert, cores: usize) -> Result<Options, CliError> {
         Compress::Gzip => (Compression::Gzip, 1..=9, "1 to 9"),
         Compress::None => (Compression::None, 0..=0, "none"),
     };
-    let level = args.level.unwrap_or_else(|| convert::default_level(compression));
+    let level = args.level.unwrap_or_else(|| puller.level(compression, USUAL_BYTES));
     if !levels.contains(&level) {
         return Err(CliError::Level { level, format: compression.as_str(), range });
     }
@@ -86,8 +98,11 @@ fn options(args: &Convert, cores: usize) -> Result<Options, CliError> {
         std::fs::read(file).map_err(|source| CliError::Order { file: file.clone(), source })
     })?;
     let lines = order.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    let scratch = args.scratch.clone().or_else(|| environment.temporary_dir.clone());
     Ok(Options {
         layers,
+        puller,
+        base: args.keep_base.as_deref().map(str::parse).transpose()?,
         codec: Codec { compression, level },
         dedupe: match args.dedupe {
             Links::Strict => Dedupe::Strict,
@@ -97,15 +112,31 @@ fn options(args: &Convert, cores: usize) -> Result<Options, CliError> {
         order: lines.map(LayerPath::clean).collect(),
         verify: !args.no_verify,
         platform: args.platform.as_deref().map(str::parse).transpose()?,
-        threads: args.threads.map_or(cores, usize::from),
+        threads: args.threads.map_or(environment.cores, usize::from),
+        scratch: scratch.unwrap_or_else(|| "/var/tmp".into()),
     })
 }
 
-fn reach(mut config: Config, plain_http: &[String]) -> Result<Reach, CliError> {
+/// The way to registries and to containerd.
+pub(super) fn reach(
+    mut config: Config,
+    plain_http: &[String],
+    containerd: &ContainerdArgs,
+    environment: &Environment,
+) -> Result<Reach, CliError> {
     config.registry.plain_http_hosts.extend(plain_http.iter().cloned());
     let registry = Registry::new(config.registry_settings())?;
     let fetcher = Fetcher::new(registry.clone(), config.budget(), config.fetch_limits());
-    Ok(Reach { registry, fetcher, runtime: tokio::runtime::Handle::current() })
+    let usual = Address::default();
+    let socket = containerd.containerd_address.clone();
+    let namespace = containerd.containerd_namespace.clone();
+    let containerd = Address {
+        socket: socket.or_else(|| environment.containerd_address.clone()).unwrap_or(usual.socket),
+        namespace: namespace
+            .or_else(|| environment.containerd_namespace.clone())
+            .unwrap_or(usual.namespace),
+    };
+    Ok(Reach { registry, fetcher, runtime: tokio::runtime::Handle::current(), containerd })
 }
 
 /// A conversion on another thread. Dropping it asks for the end and waits for it, so that what was
@@ -124,7 +155,7 @@ impl Drop for Running {
 }
 
 /// Does `work` beside a bar that shows its progress.
-async fn watched<T: Send + 'static>(
+pub(super) async fn watched<T: Send + 'static>(
     quiet: bool,
     work: impl FnOnce(&Arc<Progress>) -> Result<T, ConvertError> + Send + 'static,
 ) -> Result<T, ConvertError> {
@@ -195,12 +226,18 @@ fn shown(args: &Convert, outcome: &Outcome, took: f64) -> String {
         for (layer, planned) in image.layers.iter().zip(&image.planned) {
             table.add_row([
                 short(&layer.digest),
-                bytes(planned.compressed),
+                bytes(*planned),
                 bytes(layer.size),
                 bytes(layer.archive_bytes),
             ]);
         }
         out += &(text(&table) + "\n");
+        out += &format!(
+            "a pull by {} is expected to take {}, of the source {}\n\n",
+            image.after.model,
+            seconds(image.after.seconds),
+            seconds(image.before.seconds),
+        );
     }
     let proof =
         if args.no_verify { "not compared with the source" } else { "the file system is the same" };
@@ -215,7 +252,9 @@ fn json(outcome: &Outcome) -> serde_json::Value {
                 "size": layer.size,
                 "diff_id": layer.diff_id,
                 "archive_bytes": layer.archive_bytes,
-                "planned_bytes": planned.compressed,
+                "planned_bytes": planned,
+                "kept": layer.kept,
+                "entries": layer.entries,
             })
         });
         serde_json::json!({
@@ -227,6 +266,9 @@ fn json(outcome: &Outcome) -> serde_json::Value {
             "entries": image.entries,
             "hidden_bytes": image.hidden_bytes,
             "deduplicated_bytes": image.deduplicated_bytes,
+            "model": image.after.model,
+            "predicted_seconds": image.after.seconds,
+            "predicted_seconds_source": image.before.seconds,
         })
     };
     let images: Vec<_> = outcome.images.iter().map(image).collect();
@@ -234,11 +276,16 @@ fn json(outcome: &Outcome) -> serde_json::Value {
 }
 
 /// Compares two images; different ones are told as an error, for the exit code.
-pub(super) async fn diff(args: &Diff, config: Config, cores: usize) -> Result<(), CliError> {
+pub(super) async fn diff(
+    args: &Diff,
+    config: Config,
+    environment: &Environment,
+) -> Result<(), CliError> {
     let place = |name: &str| name.parse::<Place>().map_err(CliError::Diff);
     let (first, second) = (place(&args.first)?, place(&args.second)?);
     let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
-    let reach = reach(config, &args.plain_http)?;
+    let reach = reach(config, &args.plain_http, &args.containerd, environment)?;
+    let cores = environment.cores;
     let compared = watched(args.quiet, move |progress| {
         convert::diff([&first, &second], &platform, cores, &reach, progress)
     });

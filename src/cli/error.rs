@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::calibrate::CalibrateError;
 use crate::config::ConfigError;
+use crate::containerd::ContainerdError;
 use crate::convert::ConvertError;
 use crate::image::ManifestError;
 use crate::install::InstallError;
@@ -38,6 +40,10 @@ pub(super) enum CliError {
     Order { file: PathBuf, source: std::io::Error },
     #[error("level {level} is none of {format}'s: it has {range}")]
     Level { level: i32, format: &'static str, range: &'static str },
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
+    #[error("the image has no layer that could be measured with")]
+    NoLayer,
     #[error("comparing: {0}")]
     Diff(ConvertError),
     #[error("the images differ in {0} places")]
@@ -82,7 +88,7 @@ impl CliError {
             Self::NoSuchPull(_) => 3,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
-            Self::NoDaemon { .. } => 5,
+            Self::NoDaemon { .. } | Self::Calibrate(CalibrateError::Fetch { .. }) => 5,
             Self::Interrupted => 130,
             _ => 1,
         }
@@ -95,9 +101,9 @@ impl CliError {
                 "Is hoistd running (systemctl status hoistd), and is this its control socket (--control-socket)? \
                  It answers to root only.",
             ),
-            Self::ReadProfile { .. } => {
-                Some("A profile is a file, or one of these names: even, two-cores-gzip.")
-            }
+            Self::ReadProfile { .. } => Some(
+                "A profile is a file, or one of these names: even, two-cores-gzip, two-cores-zstd.",
+            ),
             Self::Profile { .. } => {
                 Some("docs/model.md shows a whole profile; rates are written as \"225MB/s\".")
             }
@@ -137,7 +143,9 @@ fn registry_code(error: &RegistryError) -> u8 {
 
 fn convert_code(error: &ConvertError) -> u8 {
     match error {
-        ConvertError::Name { .. } | ConvertError::Plan(_) => 2,
+        ConvertError::Name { .. } | ConvertError::Plan(_) | ConvertError::Base { .. } => 2,
+        ConvertError::Containerd(ContainerdError::NoImage { .. }) => 3,
+        ConvertError::Containerd(ContainerdError::Connect { .. }) => 5,
         ConvertError::Layout(LayoutError::NoTag { .. }) => 3,
         ConvertError::Registry(error) => registry_code(error),
         ConvertError::Fetch { .. } => 5,

@@ -70,10 +70,7 @@ fn write(to: Option<&Path>, content: impl FnOnce() -> String) -> Result<(), CliE
 fn profile(args: &Simulate) -> Result<Profile, CliError> {
     let mut profile = match &args.profile {
         None => Profile::named("even").expect("it is one of the names"),
-        Some(name) => match Profile::named(name) {
-            Some(profile) => profile,
-            None => read(Path::new(name))?,
-        },
+        Some(name) => named_or_read(name)?,
     };
     let rates = &mut profile.rates;
     rates.download = args.download.unwrap_or(rates.download);
@@ -93,6 +90,11 @@ fn profile(args: &Simulate) -> Result<Profile, CliError> {
         profile.models.values_mut().for_each(|m| m.per_file = None);
     }
     Ok(profile)
+}
+
+/// The profile of this name, or in this file.
+pub(super) fn named_or_read(name: &str) -> Result<Profile, CliError> {
+    Profile::named(name).map_or_else(|| read(Path::new(name)), Ok)
 }
 
 fn read(path: &Path) -> Result<Profile, CliError> {

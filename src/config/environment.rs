@@ -21,6 +21,10 @@ pub struct Environment {
     pub temporary_dir: Option<PathBuf>,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT` and its like: where traces go.
     pub traces: otlp::Settings,
+    /// `CONTAINERD_ADDRESS`: containerd's socket, as `ctr` has it.
+    pub containerd_address: Option<PathBuf>,
+    /// `CONTAINERD_NAMESPACE`: whose images are meant.
+    pub containerd_namespace: Option<String>,
     /// Cores that this process may use.
     pub cores: usize,
 }
@@ -43,6 +47,10 @@ impl Environment {
             home: path("HOME"),
             no_color: path("NO_COLOR").is_some(),
             temporary_dir: path("TMPDIR"),
+            containerd_address: path("CONTAINERD_ADDRESS"),
+            containerd_namespace: std::env::var("CONTAINERD_NAMESPACE")
+                .ok()
+                .filter(|name| !name.is_empty()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::plan::{LayerPlan, Unit, Wish, plan};
+use super::base::Above;
+use super::plan::{Aim, LayerPlan, Unit, Wish, plan};
 use super::tree::{InodeId, Node, ROOT, Tree};
 use super::{ConvertError, header};
 use crate::archive::LayerPath;
@@ -61,23 +62,34 @@ pub(super) struct Arranged {
 /// How much a byte of each source layer is compressed: blob and archive, in bytes.
 pub(super) type Ratios = Vec<(u64, u64)>;
 
-pub(super) fn arrange(
-    tree: &Tree,
-    ratios: &Ratios,
-    wish: &Wish,
-    dedupe: Dedupe,
-    order: &[LayerPath],
-) -> Result<Arranged, ConvertError> {
-    let walked = tree.walk();
-    let (groups, deduplicated) = groups(tree, &walked, dedupe);
+/// What is arranged, and how.
+pub(super) struct Wanted<'a> {
+    pub(super) tree: &'a Tree,
+    /// All of its names.
+    pub(super) walked: &'a [(LayerPath, InodeId)],
+    pub(super) ratios: &'a Ratios,
+    pub(super) wish: &'a Wish,
+    pub(super) aim: Aim<'a>,
+    pub(super) dedupe: Dedupe,
+    pub(super) order: &'a [LayerPath],
+    /// What is not in the layers below.
+    pub(super) above: &'a Above,
+    /// The inode of whiteouts.
+    pub(super) marker: InodeId,
+}
+
+pub(super) fn arrange(wanted: &Wanted<'_>) -> Result<Arranged, ConvertError> {
+    let Wanted { tree, walked, ratios, wish, dedupe, order, above, .. } = *wanted;
+    let (groups, deduplicated) = groups(tree, walked, dedupe, above);
     let units: Vec<Unit> = groups.iter().map(|group| unit(tree, group, ratios)).collect();
-    let plans = plan(&units, wish)?;
+    let plans = plan(&units, wish, &wanted.aim)?;
     let given: HashMap<&LayerPath, usize> =
         order.iter().enumerate().map(|(rank, path)| (path, rank)).collect();
     let mut needed: Vec<BTreeSet<LayerPath>> = Vec::new();
     for layer in &plans {
         let mut directories = BTreeSet::new();
-        for path in layer.units.iter().flat_map(|&unit| &groups[unit].names) {
+        let hidden = if needed.is_empty() { above.gone.as_slice() } else { &[] };
+        for path in layer.units.iter().flat_map(|&unit| &groups[unit].names).chain(hidden) {
             let mut parent = parent_of(path);
             while let Some(path) = parent.filter(|path| !directories.contains(path)) {
                 parent = parent_of(&path);
@@ -92,15 +104,18 @@ pub(super) fn arrange(
         .map(|(path, id)| (path, *id))
         .collect();
     // A directory that no layer needs has nothing but directories in it; the lowest takes it.
-    let homeless = directories.keys().filter(|path| !needed.iter().any(|n| n.contains(**path)));
-    let homeless: Vec<LayerPath> = homeless.map(|&path| path.clone()).collect();
+    let homeless = directories
+        .iter()
+        .filter(|(path, id)| !above.same.contains(id) && !needed.iter().any(|n| n.contains(**path)))
+        .map(|(&path, _)| path.clone());
+    let homeless: Vec<LayerPath> = homeless.collect();
     for path in homeless {
         needed[0].extend(std::iter::successors(Some(path), parent_of));
     }
     let mut layers = Vec::new();
     for (number, (layer, needed)) in plans.iter().zip(needed).enumerate() {
         let mut items = Vec::new();
-        if number == 0 && tree.root_described {
+        if number == 0 && tree.root_described && !above.same.contains(&ROOT) {
             items.push(Item { path: LayerPath::default(), inode: ROOT, link: None });
         }
         // Sorted, parents come before their children.
@@ -108,6 +123,13 @@ pub(super) fn arrange(
             let inode = directories[&path];
             Item { path, inode, link: None }
         }));
+        if number == 0 {
+            items.extend(above.gone.iter().map(|path| {
+                let (parent, name) = path.split().expect("the root is never gone");
+                let path = parent.join(&[b".wh.", name].concat());
+                Item { path, inode: wanted.marker, link: None }
+            }));
+        }
         let mut units = layer.units.clone();
         units.sort_by_cached_key(|&unit| rank(tree, &groups[unit], &given));
         for group in units.into_iter().map(|unit| &groups[unit]) {
@@ -131,13 +153,13 @@ fn parent_of(path: &LayerPath) -> Option<LayerPath> {
 }
 
 /// Something that is no directory, with all of its names.
-struct Group {
-    inode: InodeId,
+pub(super) struct Group {
+    pub(super) inode: InodeId,
     /// In the order of the walk.
-    names: Vec<LayerPath>,
+    pub(super) names: Vec<LayerPath>,
 }
 
-fn size(tree: &Tree, inode: InodeId) -> u64 {
+pub(super) fn size(tree: &Tree, inode: InodeId) -> u64 {
     match &tree.inode(inode).node {
         Node::File(content) => content.size,
         _ => 0,
@@ -149,14 +171,19 @@ type Likeness<'a> =
     (Sha256, u32, u32, u32, &'a [(std::ffi::CString, Vec<u8>)], Option<crate::archive::Time>);
 
 /// Names by what they lead to, equal files put together; and what that saves, in bytes.
-fn groups(tree: &Tree, walked: &[(LayerPath, InodeId)], dedupe: Dedupe) -> (Vec<Group>, u64) {
+pub(super) fn groups(
+    tree: &Tree,
+    walked: &[(LayerPath, InodeId)],
+    dedupe: Dedupe,
+    above: &Above,
+) -> (Vec<Group>, u64) {
     let mut groups: Vec<Group> = Vec::new();
     let mut by_inode: HashMap<InodeId, usize> = HashMap::new();
     let mut by_likeness: HashMap<Likeness<'_>, usize> = HashMap::new();
     let mut saved = 0;
     for (path, id) in walked {
         let inode = tree.inode(*id);
-        if matches!(inode.node, Node::Directory(_)) {
+        if matches!(inode.node, Node::Directory(_)) || above.same.contains(id) {
             continue;
         }
         if let Some(&group) = by_inode.get(id) {

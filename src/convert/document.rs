@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::produce::Written;
 use super::source::Image;
+use crate::compression::frame_table::ANNOTATION;
 use crate::image::{BlobDigest, Compression, Platform};
 
 /// Media types (OCI image specification, media-types.md).
@@ -33,10 +34,16 @@ pub(super) fn config(source: &[u8], layers: &[Written]) -> Option<Vec<u8>> {
     config.insert("rootfs".to_owned(), json!({ "type": "layers", "diff_ids": diff_ids }));
     let created = config.get("created").cloned();
     let mut history = config.get("history").and_then(Value::as_array).cloned().unwrap_or_default();
+    // The lines of the layers that are kept, at the bottom, still have theirs.
+    let mut kept = layers.iter().filter(|layer| layer.kept).count();
     for line in &mut history {
-        line["empty_layer"] = true.into();
+        if kept > 0 && line["empty_layer"] != true {
+            kept -= 1;
+        } else {
+            line["empty_layer"] = true.into();
+        }
     }
-    for (number, _) in layers.iter().enumerate() {
+    for (number, _) in layers.iter().enumerate().filter(|(_, layer)| !layer.kept) {
         let by = format!("hoist convert: layer {} of {}", number + 1, layers.len());
         let mut line = json!({ "created_by": by });
         if let Some(created) = &created {
@@ -53,7 +60,6 @@ pub(super) fn manifest(
     image: &Image,
     config: (BlobDigest, usize),
     layers: &[Written],
-    compression: Compression,
     options: &str,
 ) -> Value {
     let mut annotations = image.annotations.clone();
@@ -65,7 +71,15 @@ pub(super) fn manifest(
     annotations.insert(format!("{OWN}options"), options.into());
     let layers: Vec<_> = layers
         .iter()
-        .map(|layer| json!({ "mediaType": layer_type(compression), "digest": layer.digest, "size": layer.size }))
+        .map(|layer| {
+            let mut one = json!({
+                "mediaType": layer_type(layer.compression), "digest": layer.digest, "size": layer.size,
+            });
+            if let Some(frames) = layer.frames {
+                one["annotations"] = json!({ ANNOTATION: frames.to_string() });
+            }
+            one
+        })
         .collect();
     json!({
         "schemaVersion": 2,

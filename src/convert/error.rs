@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::containerd::ContainerdError;
 use crate::fetch::FetchError;
 use crate::image::{BlobDigest, ManifestError};
 use crate::layout::LayoutError;
@@ -14,7 +15,7 @@ pub enum ConvertError {
     /// A name of an image that is none.
     #[error(
         "{name:?} names no image ({reason}): expected registry.example/repository:tag, oci:DIR[:TAG], \
-         oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
+         oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or containerd:NAME"
     )]
     Name {
         /// What was given.
@@ -28,6 +29,9 @@ pub enum ConvertError {
     /// A registry does not give or take something.
     #[error(transparent)]
     Registry(Box<RegistryError>),
+    /// containerd does not give something.
+    #[error(transparent)]
+    Containerd(#[from] ContainerdError),
     /// A blob could not be fetched.
     #[error("blob {blob}: {source}")]
     Fetch {
@@ -83,6 +87,14 @@ pub enum ConvertError {
         entry: String,
         /// Why not.
         reason: String,
+    },
+    /// An image that is no base of the source.
+    #[error("--keep-base {base}: {reason}")]
+    Base {
+        /// The image.
+        base: String,
+        /// Why not.
+        reason: &'static str,
     },
     /// What was asked for cannot be planned.
     #[error("no plan: {0}")]

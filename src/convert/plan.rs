@@ -1,20 +1,16 @@
 //! Which files go into which layer. Pure: sizes in, lists out.
 //!
-//! What is planned are [`Unit`]s: a file with all of its names, which must lie in one layer. Large
+//! Without a wish, the model cuts (`puller`). Otherwise, what is planned are [`Unit`]s: a file with all of its names, which must lie in one layer. Large
 //! ones are dealt out first, each to the layer that has most room, then the small ones fill the
 //! layers one after the other in the order they were given, which keeps directories together.
 
 use super::ConvertError;
+use super::puller::Puller;
+use crate::image::Compression;
+use crate::model::Load;
 
 /// The most layers that are planned: docker's bound is 127 (overlayfs on older kernels).
 pub const LAYERS_MOST: usize = 127;
-
-/// A layer by default is not cut to less than this, in compressed bytes: below it the requests and
-/// the mounts cost more than is won.
-const LAYER_BYTES_LEAST: u64 = 16 << 20;
-
-/// Layers by default: containerd downloads three at once unless it is told otherwise.
-const LAYERS_BY_DEFAULT: u64 = 3;
 
 /// Something that lies in one layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,8 +26,10 @@ pub struct Unit {
 /// How an image is to be cut.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Wish {
-    /// What is best as far as is known without a model: three equal shares, fewer of a small image.
-    Default,
+    /// What the model says is pulled fastest.
+    Best,
+    /// The layers that there are; only their compression changes.
+    Keep,
     /// So many layers of equal compressed size.
     Equal(usize),
     /// Layers whose compressed sizes have these proportions, the lowest first.
@@ -42,13 +40,33 @@ pub enum Wish {
 
 /// One layer of a plan.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct LayerPlan {
+pub(super) struct LayerPlan {
     /// The units by their index, in the order given.
-    pub units: Vec<usize>,
+    pub(super) units: Vec<usize>,
     /// Compressed bytes, as estimated.
-    pub compressed: u64,
+    pub(super) compressed: u64,
     /// Bytes of the archive.
-    pub bytes: u64,
+    pub(super) bytes: u64,
+}
+
+/// For whom layers are planned.
+pub(super) struct Aim<'a> {
+    pub(super) puller: &'a Puller,
+    /// The layers below.
+    pub(super) kept: &'a [Load],
+    /// How the new ones will be compressed.
+    pub(super) compression: Compression,
+}
+
+impl LayerPlan {
+    fn of(members: Vec<usize>, units: &[Unit]) -> Self {
+        let sum = |part: fn(&Unit) -> u64| members.iter().map(|&at| part(&units[at])).sum();
+        Self {
+            compressed: sum(|unit| unit.compressed),
+            bytes: sum(|unit| unit.bytes),
+            units: members,
+        }
+    }
 }
 
 /// Plans layers for `units`, each of which is in exactly one of them. A layer may be empty only
@@ -56,14 +74,19 @@ pub struct LayerPlan {
 ///
 /// # Errors
 /// Where the wish cannot be had; the error says why.
-pub fn plan(units: &[Unit], wish: &Wish) -> Result<Vec<LayerPlan>, ConvertError> {
+pub(super) fn plan(
+    units: &[Unit],
+    wish: &Wish,
+    aim: &Aim<'_>,
+) -> Result<Vec<LayerPlan>, ConvertError> {
     let refuse = |text: String| Err(ConvertError::Plan(text));
     let total: u64 = units.iter().map(|unit| unit.compressed).sum();
     match wish {
-        Wish::Default => {
-            let count = (total / LAYER_BYTES_LEAST).clamp(1, LAYERS_BY_DEFAULT);
-            Ok(deal(units, &vec![1; usize::try_from(count).unwrap_or(1)]))
+        Wish::Best => {
+            let layers = aim.puller.cut(units, aim.kept, aim.compression);
+            Ok(layers.into_iter().map(|layer| LayerPlan::of(layer, units)).collect())
         }
+        Wish::Keep => refuse("layers that are kept are not cut".to_owned()),
         Wish::Equal(count) if (1..=LAYERS_MOST).contains(count) => {
             Ok(deal(units, &vec![1; *count]))
         }
@@ -140,6 +163,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn plan(units: &[Unit], wish: &Wish) -> Result<Vec<LayerPlan>, ConvertError> {
+        let puller = Puller { model: crate::model::Model::Containerd, profile: None };
+        let compression = Compression::Zstd;
+        super::plan(units, wish, &Aim { puller: &puller, kept: &[], compression })
+    }
+
     fn units(sizes: &[u64]) -> Vec<Unit> {
         sizes.iter().map(|&s| Unit { bytes: s * 2, compressed: s, files: 1 }).collect()
     }
@@ -155,9 +184,7 @@ mod tests {
         let wish = Wish::Sizes(vec![1, 2, 7]);
         assert_eq!(sizes(&plan(&many, &wish).unwrap()), [1000, 2000, 7000]);
         assert_eq!(plan(&many, &Wish::Most(3400)).unwrap().len(), 3);
-        assert_eq!(plan(&many, &Wish::Default).unwrap().len(), 1, "small images stay whole");
-        let big = units(&[1 << 20; 100]);
-        assert_eq!(plan(&big, &Wish::Default).unwrap().len(), 3);
+        assert_eq!(plan(&many, &Wish::Best).unwrap().len(), 1, "small images stay whole");
         // A large file has a layer nearly for itself, and the others share the rest.
         let uneven = units(&[&[1000][..], &[1; 1000]].concat());
         assert_eq!(sizes(&plan(&uneven, &Wish::Equal(2)).unwrap()), [1000, 1000]);

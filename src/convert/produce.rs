@@ -20,6 +20,8 @@ use super::progress::Progress;
 use super::spool::{Spool, SpoolReader, Spot};
 use super::tree::{Node, Tree};
 use super::{ConvertError, header};
+use crate::compression::frame_table::{FrameEntry, FrameTable, FrameTableRef};
+use crate::compression::seek_table::{Entry, SeekTable};
 use crate::image::{BlobDigest, Compression, DiffId, Sha256};
 use crate::layout::Staging;
 
@@ -50,6 +52,14 @@ pub struct Written {
     pub diff_id: DiffId,
     /// Its length in bytes.
     pub archive_bytes: u64,
+    /// Names in it.
+    pub entries: u64,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Its frame table, where it has one.
+    pub frames: Option<FrameTableRef>,
+    /// Whether it is a layer of the source as it was.
+    pub kept: bool,
 }
 
 /// Part of an item's bytes: header, content, padding.
@@ -126,13 +136,13 @@ fn render(
 }
 
 /// Makes frames of one format. Each can be decompressed alone.
-struct Compressor {
+pub(super) struct Compressor {
     codec: Codec,
     zstd: zstd::bulk::Compressor<'static>,
 }
 
 impl Compressor {
-    fn new(codec: Codec) -> io::Result<Self> {
+    pub(super) fn new(codec: Codec) -> io::Result<Self> {
         let level = if codec.compression == Compression::Zstd { codec.level } else { 1 };
         Ok(Self { codec, zstd: zstd::bulk::Compressor::new(level)? })
     }
@@ -151,8 +161,28 @@ impl Compressor {
     }
 }
 
+/// A frame, made.
+pub(super) struct Made {
+    raw: Vec<u8>,
+    compressed: Vec<u8>,
+    entry: FrameEntry,
+}
+
+impl Compressor {
+    pub(super) fn make(&mut self, raw: Vec<u8>) -> io::Result<Made> {
+        let compressed = self.compress(&raw)?;
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(io::Error::other);
+        let entry = FrameEntry {
+            compressed: length(&compressed)?,
+            decompressed: length(&raw)?,
+            digest: Sha256::of(&compressed),
+        };
+        Ok(Made { raw, compressed, entry })
+    }
+}
+
 /// A layer being written.
-struct Sink {
+pub(super) struct Sink {
     state: Mutex<SinkState>,
     turn: Condvar,
     name: String,
@@ -166,21 +196,88 @@ struct SinkState {
     archive: sha2::Sha256,
     size: u64,
     archive_bytes: u64,
+    table: FrameTable,
+}
+
+impl SinkState {
+    /// Ends a layer in zstd with its two tables: ours, and the seekable format's.
+    fn write_tables(&mut self) -> io::Result<FrameTableRef> {
+        let table = self.table.to_bytes().map_err(io::Error::other)?;
+        let (offset, size) = (self.size, table.len() as u64);
+        let mut seek = SeekTable::new(false);
+        let frames = self.table.entries.iter().map(|e| (e.compressed, e.decompressed));
+        let own = u32::try_from(size).map_err(io::Error::other)?;
+        for (compressed, decompressed) in frames.chain([(own, 0)]) {
+            let entry = Entry { compressed, decompressed, checksum: 0 };
+            seek.push(entry).map_err(io::Error::other)?;
+        }
+        for bytes in [&table, &seek.to_bytes()] {
+            self.blob.update(bytes);
+            self.out.write_all(bytes)?;
+            self.size += bytes.len() as u64;
+        }
+        Ok(FrameTableRef { offset, size, digest: Sha256::of(&table) })
+    }
 }
 
 impl Sink {
+    /// A layer that is written into the file `name` of `staging`.
+    pub(super) fn new(staging: &Staging, name: String) -> Result<Self, ConvertError> {
+        let out = BufWriter::with_capacity(1 << 20, staging.create(&name)?);
+        let new = sha2::Sha256::new;
+        let state = SinkState {
+            next: 0,
+            out,
+            blob: new(),
+            archive: new(),
+            size: 0,
+            archive_bytes: 0,
+            table: FrameTable::default(),
+        };
+        Ok(Self { state: Mutex::new(state), turn: Condvar::new(), name })
+    }
+
+    /// Makes the layer whole, with `entries` names in it, and has `staging` keep it.
+    pub(super) fn finish(
+        self,
+        compression: Compression,
+        entries: u64,
+        staging: &Staging,
+    ) -> Result<Written, ConvertError> {
+        let failed = || ConvertError::disk("writing layers in", staging.directory());
+        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let tables = compression == Compression::Zstd;
+        let frames = tables.then(|| state.write_tables()).transpose().map_err(failed())?;
+        let SinkState { mut out, blob, archive, size, archive_bytes, .. } = state;
+        out.flush().map_err(failed())?;
+        let digest = BlobDigest(Sha256::from_bytes(blob.finalize().into()));
+        let diff_id = DiffId(Sha256::from_bytes(archive.finalize().into()));
+        staging.keep(&self.name, digest, size)?;
+        Ok(Written {
+            digest,
+            size,
+            diff_id,
+            archive_bytes,
+            entries,
+            compression,
+            frames,
+            kept: false,
+        })
+    }
+
+    /// Wakes whoever waits for a turn that will not come, after a flag was set that says so.
+    pub(super) fn wake(&self) {
+        // Taken, so that nobody is between looking at the flag and waiting.
+        drop(self.lock());
+        self.turn.notify_all();
+    }
+
     fn lock(&self) -> MutexGuard<'_, SinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a frame when its turn has come; false where it will not, since another thread failed.
-    fn write(
-        &self,
-        frame: usize,
-        raw: &[u8],
-        compressed: &[u8],
-        stop: &AtomicBool,
-    ) -> io::Result<bool> {
+    pub(super) fn write(&self, frame: usize, made: &Made, stop: &AtomicBool) -> io::Result<bool> {
         let mut state = self.lock();
         while state.next != frame {
             if stop.load(Ordering::SeqCst) {
@@ -188,11 +285,12 @@ impl Sink {
             }
             state = self.turn.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.archive.update(raw);
-        state.blob.update(compressed);
-        state.out.write_all(compressed)?;
-        state.size += compressed.len() as u64;
-        state.archive_bytes += raw.len() as u64;
+        state.archive.update(&made.raw);
+        state.blob.update(&made.compressed);
+        state.out.write_all(&made.compressed)?;
+        state.size += made.compressed.len() as u64;
+        state.archive_bytes += made.raw.len() as u64;
+        state.table.entries.push(made.entry);
         state.next += 1;
         drop(state);
         self.turn.notify_all();
@@ -239,15 +337,9 @@ pub(super) fn produce(
         .flat_map(|(layer, frames)| (0..frames.len()).map(move |frame| (layer, frame)))
         .collect();
     jobs.sort_by_key(|&(layer, frame)| (frame, layer));
-    let mut sinks = Vec::new();
-    for number in 0..layers.len() {
-        let name = format!("layer-{number}");
-        let out = BufWriter::with_capacity(1 << 20, staging.create(&name)?);
-        let new = sha2::Sha256::new;
-        let state =
-            SinkState { next: 0, out, blob: new(), archive: new(), size: 0, archive_bytes: 0 };
-        sinks.push(Sink { state: Mutex::new(state), turn: Condvar::new(), name });
-    }
+    let sinks = (0..layers.len())
+        .map(|number| Sink::new(staging, format!("layer-{number}")))
+        .collect::<Result<_, _>>()?;
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = Work { tree, layers, frames, jobs, next, stop, sinks, codec, progress };
     let ended: Vec<Result<(), ConvertError>> = std::thread::scope(|scope| {
@@ -256,26 +348,16 @@ pub(super) fn produce(
         all.into_iter().map(|thread| thread.join().expect("a writer does not panic")).collect()
     });
     ended.into_iter().collect::<Result<(), _>>()?;
-    let finish = |sink: Sink| {
-        let state = sink.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let SinkState { mut out, blob, archive, size, archive_bytes, .. } = state;
-        out.flush().map_err(failed())?;
-        let digest = BlobDigest(Sha256::from_bytes(blob.finalize().into()));
-        let diff_id = DiffId(Sha256::from_bytes(archive.finalize().into()));
-        staging.keep(&sink.name, digest, size)?;
-        Ok(Written { digest, size, diff_id, archive_bytes })
+    let finish = |(sink, items): (Sink, &Vec<Item>)| {
+        sink.finish(codec.compression, items.len() as u64, staging)
     };
-    work.sinks.into_iter().map(finish).collect()
+    work.sinks.into_iter().zip(layers).map(finish).collect()
 }
 
 impl Work<'_> {
     fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
-        for sink in &self.sinks {
-            // Taken, so that nobody is between looking at the flag and waiting.
-            drop(sink.lock());
-            sink.turn.notify_all();
-        }
+        self.sinks.iter().for_each(Sink::wake);
     }
 
     fn thread(&self, spools: &[Spool]) -> Result<(), ConvertError> {
@@ -292,11 +374,11 @@ impl Work<'_> {
                 let end = raw.len() + usize::try_from(END_BYTES).unwrap_or(0);
                 raw.resize(end, 0);
             }
-            let compressed = compressor.compress(&raw).map_err(failed)?;
-            if !self.sinks[layer].write(frame, &raw, &compressed, &self.stop).map_err(failed)? {
+            let made = compressor.make(raw).map_err(failed)?;
+            if !self.sinks[layer].write(frame, &made, &self.stop).map_err(failed)? {
                 return Ok(());
             }
-            self.progress.add(raw.len() as u64);
+            self.progress.add(made.raw.len() as u64);
         }
         Ok(())
     }

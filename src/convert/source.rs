@@ -1,9 +1,11 @@
 //! Images by their names, wherever they are, as configurations and streams of layers.
 
 use std::fmt;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -11,8 +13,10 @@ use sha2::Digest as _;
 use tokio::runtime::Handle;
 
 use super::ConvertError;
+use super::produce::Written;
 use super::progress::Progress;
 use crate::compression::Pieces;
+use crate::containerd::{Address, Containerd};
 use crate::fetch::{Fetcher, ImageFetcher};
 use crate::image::{
     BlobDigest, Compression, Descriptor, DiffId, ImagePlan, LayerKind, ManifestError,
@@ -36,6 +40,8 @@ pub enum Place {
     Archive(PathBuf, Option<String>),
     /// In an archive of `docker save`: the file and the image's name. Only to read.
     Docker(PathBuf, Option<String>),
+    /// In containerd, by its name there. Only to read.
+    Containerd(String),
 }
 
 impl FromStr for Place {
@@ -54,6 +60,8 @@ impl FromStr for Place {
         match name.split_once(':') {
             Some(("oci", rest)) => file(rest).map(|(path, tag)| Self::Directory(path, tag)),
             Some(("oci-archive", rest)) => file(rest).map(|(path, tag)| Self::Archive(path, tag)),
+            Some(("containerd", "")) => Err(refuse("a name is empty")),
+            Some(("containerd", rest)) => Ok(Self::Containerd(rest.to_owned())),
             Some(("docker-archive", rest)) => file(rest).map(|(path, tag)| Self::Docker(path, tag)),
             _ => {
                 let name = name.strip_prefix("docker://").unwrap_or(name);
@@ -69,6 +77,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (transport, path, tag) = match self {
             Self::Registry(reference) => return reference.fmt(f),
+            Self::Containerd(name) => return write!(f, "containerd:{name}"),
             Self::Directory(path, tag) => ("oci", path, tag),
             Self::Archive(path, tag) => ("oci-archive", path, tag),
             Self::Docker(path, tag) => ("docker-archive", path, tag),
@@ -87,6 +96,8 @@ pub struct Reach {
     pub fetcher: Fetcher,
     /// Where its requests run.
     pub runtime: Handle,
+    /// Whose images `containerd:` means.
+    pub containerd: Address,
 }
 
 /// An image that can be read, for every platform that was asked for.
@@ -123,6 +134,8 @@ pub(super) struct Layer {
     pub(super) size: u64,
     pub(super) compression: Compression,
     pub(super) diff_id: DiffId,
+    /// Where its blob is to be kept as it is while it is read.
+    pub(super) keep: Option<Arc<Staging>>,
     from: From,
 }
 
@@ -131,19 +144,24 @@ enum From {
     Blob(Arc<Layout>),
     Staging(Arc<Staging>),
     Registry(Reach, Reference, ImageFetcher),
+    Containerd(Handle, Containerd),
 }
 
 impl Layer {
     /// A layer that was just written and is not published yet.
-    pub(super) fn staged(
-        staging: &Arc<Staging>,
-        digest: BlobDigest,
-        size: u64,
-        compression: Compression,
-        diff_id: DiffId,
-    ) -> Self {
+    pub(super) fn staged(staging: &Arc<Staging>, written: &Written) -> Self {
+        let Written { digest, size, compression, diff_id, .. } = *written;
         let from = From::Staging(Arc::clone(staging));
-        Self { name: digest.to_string(), digest: Some(digest), size, compression, diff_id, from }
+        let (name, digest, keep) = (digest.to_string(), Some(digest), None);
+        Self { name, digest, size, compression, diff_id, keep, from }
+    }
+
+    /// The repository that has it, where it comes from a registry.
+    pub(super) fn repository(&self) -> Option<&Reference> {
+        match &self.from {
+            From::Registry(_, reference, _) => Some(reference),
+            _ => None,
+        }
     }
 
     /// Its compressed bytes. Who reads them to the end gets an error there if they are not those
@@ -170,6 +188,15 @@ impl Layer {
                 let mut member = staging.open(self.digest.expect("written layers have digests"))?;
                 Box::new(move || member.next_piece())
             }
+            From::Containerd(runtime, containerd) => {
+                let digest = self.digest.expect("containerd's layers have digests");
+                let (runtime, mut reading) =
+                    (runtime.clone(), runtime.block_on(containerd.blob(digest))?);
+                Box::new(move || {
+                    let piece = runtime.block_on(reading.next());
+                    piece.map_err(|error| std::io::Error::other(ConvertError::from(error)))
+                })
+            }
             From::Registry(reach, reference, fetcher) => {
                 let digest = self.digest.expect("a registry's layers have digests");
                 let blob = reach.registry.blob(reference, digest, self.size);
@@ -186,6 +213,7 @@ impl Layer {
         let (name, digest, size) = (self.name.clone(), self.digest, self.size);
         let progress = Arc::clone(progress);
         let (mut hasher, mut taken) = (sha2::Sha256::new(), 0);
+        let mut copy = self.keep.as_ref().map(Copy::new).transpose()?;
         let mismatch = move |what, expected: String, actual: String| {
             let layer = name.clone();
             std::io::Error::other(ConvertError::Mismatch { layer, what, expected, actual })
@@ -197,6 +225,9 @@ impl Layer {
                 taken += piece.len() as u64;
                 progress.add(piece.len() as u64);
                 hasher.update(piece);
+                if let Some(copy) = &mut copy {
+                    copy.file.write_all(piece)?;
+                }
             }
             if taken > size || (piece.is_none() && taken < size) {
                 let actual =
@@ -210,9 +241,28 @@ impl Layer {
                 if actual != expected {
                     return Err(mismatch("the digest", expected.to_string(), actual.to_string()));
                 }
+                if let Some(copy) = copy.take() {
+                    copy.staging.keep(&copy.name, expected, size).map_err(std::io::Error::other)?;
+                }
             }
             Ok(piece)
         }))
+    }
+}
+
+/// A blob that is written down while it is read.
+struct Copy {
+    staging: Arc<Staging>,
+    file: std::fs::File,
+    name: String,
+}
+
+impl Copy {
+    fn new(staging: &Arc<Staging>) -> Result<Self, ConvertError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kept-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let file = staging.create(&name)?;
+        Ok(Self { staging: Arc::clone(staging), file, name })
     }
 }
 
@@ -228,6 +278,16 @@ pub(super) fn open(
     reach: &Reach,
 ) -> Result<Opened, ConvertError> {
     match place {
+        Place::Containerd(name) => {
+            let containerd = reach.runtime.block_on(Containerd::connect(&reach.containerd))?;
+            let digest = reach.runtime.block_on(containerd.image(name))?;
+            let documents = Documents::Containerd(reach.runtime.clone(), containerd);
+            let finder = Finder { place, documents };
+            let first = finder.manifest(digest)?;
+            // It pulls one platform of an index unless it is told otherwise.
+            let host = Platform::host();
+            finder.find(digest, None, first, Some(platform.unwrap_or(&host)))
+        }
         Place::Docker(path, tag) => docker(place, Layout::open_archive(path)?, tag.as_deref()),
         Place::Directory(path, tag) => {
             let layout = Arc::new(Layout::open_directory(path)?);
@@ -260,6 +320,7 @@ pub(super) fn open(
 
 /// Where manifests and configurations come from.
 enum Documents {
+    Containerd(Handle, Containerd),
     Layout(Arc<Layout>),
     Registry(Reach, Reference, ImageFetcher),
 }
@@ -277,6 +338,9 @@ impl Finder<'_> {
 
     fn manifest(&self, digest: BlobDigest) -> Result<Vec<u8>, ConvertError> {
         match &self.documents {
+            Documents::Containerd(runtime, containerd) => {
+                Ok(runtime.block_on(containerd.document(digest, DOCUMENT_BYTES_MOST))?)
+            }
             Documents::Layout(layout) => Ok(layout.document(digest)?),
             Documents::Registry(reach, reference, _) => {
                 let asked = reach.registry.manifest_by_digest(reference, digest);
@@ -345,6 +409,7 @@ impl Finder<'_> {
     ) -> Result<Image, ConvertError> {
         let unusable = self.unusable();
         let config = match &self.documents {
+            Documents::Containerd(..) => self.manifest(config.digest)?,
             Documents::Layout(layout) => layout.document(config.digest)?,
             Documents::Registry(reach, reference, _) => {
                 let most = config.size.min(DOCUMENT_BYTES_MOST);
@@ -355,6 +420,9 @@ impl Finder<'_> {
         let diff_ids = parse_config(&config).map_err(&unusable)?;
         let plan = ImagePlan::new(manifest, layers, &diff_ids).map_err(&unusable)?;
         let from = || match &self.documents {
+            Documents::Containerd(runtime, containerd) => {
+                From::Containerd(runtime.clone(), containerd.clone())
+            }
             Documents::Layout(layout) => From::Blob(Arc::clone(layout)),
             Documents::Registry(reach, reference, fetcher) => {
                 From::Registry(reach.clone(), reference.clone(), fetcher.clone())
@@ -369,7 +437,7 @@ impl Finder<'_> {
                 });
             };
             let (digest, size, diff_id) = (Some(layer.blob), layer.size, layer.diff_id);
-            Ok(Layer { name, digest, size, compression, diff_id, from: from() })
+            Ok(Layer { name, digest, size, compression, diff_id, keep: None, from: from() })
         });
         let layers = layers.collect::<Result<_, _>>()?;
         let manifest_json: Value = serde_json::from_slice(bytes).unwrap_or_default();
@@ -399,7 +467,7 @@ fn docker(place: &Place, layout: Layout, tag: Option<&str>) -> Result<Opened, Co
         let first = member.next_piece().map_err(|e| ConvertError::of_layer(&name, e))?;
         let compression = sniff(&first.unwrap_or_default());
         let from = From::Member(Arc::clone(&layout), name.clone());
-        Ok(Layer { name, digest: None, size, compression, diff_id, from })
+        Ok(Layer { name, digest: None, size, compression, diff_id, keep: None, from })
     });
     let layers = layers.collect::<Result<_, ConvertError>>()?;
     let image = Image {
@@ -432,12 +500,13 @@ mod tests {
             ("oci:/a:v1", "oci:/a:v1"),
             ("oci-archive:a.tar", "oci-archive:a.tar"),
             ("docker-archive:a.tar:x:1", "docker-archive:a.tar:x:1"),
+            ("containerd:registry.example/a:v1", "containerd:registry.example/a:v1"),
             ("registry.example/a/b:v1", "registry.example/a/b:v1"),
             ("docker://registry.example/a/b:v1", "registry.example/a/b:v1"),
         ] {
             assert_eq!(name.parse::<Place>().unwrap().to_string(), shown);
         }
-        for name in ["oci:", "oci::x", "oci:a:", "registry.example/a@sha256:x", ""] {
+        for name in ["containerd:", "oci:", "oci::x", "oci:a:", "registry.example/a@sha256:x", ""] {
             let error = name.parse::<Place>().unwrap_err().to_string();
             assert!(error.contains("expected registry.example"), "{error}");
         }

@@ -131,6 +131,10 @@ fn archive(layer: &[Put]) -> Vec<u8> {
 
 /// Publishes layers as `oci:DIR:source`, every second one compressed with gzip.
 fn publish(dir: &Path, layers: &[Vec<Put>]) {
+    publish_as("source", dir, layers);
+}
+
+fn publish_as(tag: &str, dir: &Path, layers: &[Vec<Put>]) {
     let staging = Staging::new(dir).unwrap();
     let (mut diff_ids, mut descriptors) = (Vec::new(), Vec::new());
     for (number, layer) in layers.iter().enumerate() {
@@ -158,7 +162,44 @@ fn publish(dir: &Path, layers: &[Vec<Put>]) {
     .to_string();
     let digest = staging.put(manifest.as_bytes()).unwrap();
     let descriptor = document::descriptor(document::MANIFEST, digest, manifest.len());
-    staging.publish(dir, &descriptor, Some("source")).unwrap();
+    staging.publish(dir, &descriptor, Some(tag)).unwrap();
+}
+
+fn decompressed(layer: &serde_json::Value, blob: Vec<u8>) -> Vec<u8> {
+    match layer["mediaType"].as_str().unwrap().rsplit_once('+').map(|(_, c)| c) {
+        Some("zstd") => zstd::decode_all(blob.as_slice()).unwrap(),
+        Some("gzip") => {
+            let mut raw = Vec::new();
+            let mut gzip = flate2::read::MultiGzDecoder::new(blob.as_slice());
+            std::io::Read::read_to_end(&mut gzip, &mut raw).unwrap();
+            raw
+        }
+        _ => blob,
+    }
+}
+
+/// The reverse of `archive`.
+fn told_back(mut entry: tar::Entry<'_, &[u8]>) -> Put {
+    let path = entry.path().unwrap().to_str().unwrap().trim_end_matches('/').to_owned();
+    let name = path.rsplit('/').next().unwrap();
+    if name == ".wh..wh..opq" {
+        return Put::Opaque(path.rsplit_once('/').map_or("", |(parent, _)| parent).to_owned());
+    }
+    if name.starts_with(".wh.") {
+        return Put::Whiteout(path.replacen(".wh.", "", 1));
+    }
+    let mode = entry.header().mode().unwrap();
+    let target = entry.link_name().unwrap().map(|t| t.to_str().unwrap().to_owned());
+    match entry.header().entry_type() {
+        tar::EntryType::Directory => Put::Directory(path, mode),
+        tar::EntryType::Symlink => Put::Symlink(path, target.unwrap()),
+        tar::EntryType::Link => Put::Link(path, target.unwrap()),
+        _ => {
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+            Put::File(path, content.first().copied().unwrap_or(0), content.len(), mode)
+        }
+    }
 }
 
 struct Bench {
@@ -180,12 +221,51 @@ impl Bench {
         let registry = Registry::new(Settings::default()).unwrap();
         let budget = crate::budget::Budget::new(64 << 20);
         let fetcher = crate::fetch::Fetcher::new(registry.clone(), budget, Default::default());
-        Reach { registry, fetcher, runtime: self.runtime.handle().clone() }
+        let runtime = self.runtime.handle().clone();
+        Reach { registry, fetcher, runtime, containerd: Default::default() }
     }
 
     fn convert(&self, tag: &str, options: &Options) -> Result<Outcome, ConvertError> {
         let progress = Arc::new(Progress::default());
         convert(&self.place("source"), &self.place(tag), options, &self.reach(), &progress)
+    }
+
+    /// The documents of an image: manifest and configuration.
+    fn documents(&self, tag: &str) -> [serde_json::Value; 2] {
+        let layout = Layout::open_directory(self.home.path()).unwrap();
+        let read = |digest| -> serde_json::Value {
+            serde_json::from_slice(&layout.document(digest).unwrap()).unwrap()
+        };
+        let manifest = read(layout.resolve(Some(tag)).unwrap());
+        let config = read(manifest["config"]["digest"].as_str().unwrap().parse().unwrap());
+        [manifest, config]
+    }
+
+    /// The layers of an image: descriptor and blob.
+    fn blobs(&self, tag: &str) -> Vec<(serde_json::Value, Vec<u8>)> {
+        let layers = self.documents(tag)[0]["layers"].as_array().unwrap().clone();
+        let blob = |layer: serde_json::Value| {
+            let digest = layer["digest"].as_str().unwrap().trim_start_matches("sha256:");
+            let blob = fs::read(self.home.path().join("blobs/sha256").join(digest)).unwrap();
+            (layer, blob)
+        };
+        layers.into_iter().map(blob).collect()
+    }
+
+    /// What an image is by the rules of the model, whiteouts and all. Files of these tests have one byte
+    /// throughout, so that archives can be told back.
+    fn applied(&self, tag: &str) -> Model {
+        let mut layers = Vec::new();
+        for (layer, blob) in self.blobs(tag) {
+            let raw = decompressed(&layer, blob);
+            let mut archive = tar::Archive::new(raw.as_slice());
+            let puts = archive.entries().unwrap().map(|entry| told_back(entry.unwrap()));
+            layers.push(puts.collect::<Vec<_>>());
+        }
+        let counts: Vec<_> = layers.iter().map(Vec::len).collect();
+        let model = model(&mut layers);
+        assert_eq!(layers.iter().map(Vec::len).collect::<Vec<_>>(), counts, "all can be applied");
+        model
     }
 
     /// What an image is, by unpacking its layers one over the other: no whiteouts are known, and
@@ -198,16 +278,7 @@ impl Bench {
         for layer in manifest["layers"].as_array().unwrap() {
             let digest = layer["digest"].as_str().unwrap().trim_start_matches("sha256:");
             let blob = fs::read(self.home.path().join("blobs/sha256").join(digest)).unwrap();
-            let raw = match layer["mediaType"].as_str().unwrap().rsplit_once('+').map(|(_, c)| c) {
-                Some("zstd") => zstd::decode_all(blob.as_slice()).unwrap(),
-                Some("gzip") => {
-                    let mut raw = Vec::new();
-                    let mut gzip = flate2::read::MultiGzDecoder::new(blob.as_slice());
-                    std::io::Read::read_to_end(&mut gzip, &mut raw).unwrap();
-                    raw
-                }
-                _ => blob,
-            };
+            let raw = decompressed(layer, blob);
             let mut own = Model::new();
             let mut archive = tar::Archive::new(raw.as_slice());
             for entry in archive.entries().unwrap() {
@@ -272,7 +343,19 @@ fn without_numbers(model: &Model) -> Model {
 
 fn options(layers: Wish, compression: Compression, dedupe: Dedupe, threads: usize) -> Options {
     let codec = Codec { compression, level: default_level(compression) };
-    Options { layers, codec, dedupe, order: Vec::new(), verify: true, platform: None, threads }
+    let puller = Puller { model: crate::model::Model::Containerd, profile: None };
+    Options {
+        layers,
+        puller,
+        base: None,
+        codec,
+        dedupe,
+        order: Vec::new(),
+        verify: true,
+        platform: None,
+        threads,
+        scratch: std::env::temp_dir(),
+    }
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -314,6 +397,92 @@ proptest! {
         prop_assert_eq!(without_numbers(&found), without_numbers(&expected));
         prop_assert!(linked_alike(&expected, &found, dedupe == Dedupe::Off));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// The base's layers stay byte for byte, and what is above them makes the same file system.
+    #[test]
+    fn any_stack_stays_the_same_above_a_base_that_is_kept(
+        layers in proptest::collection::vec(proptest::collection::vec(put(), 0..12), 2..5),
+        below in 1..4_usize,
+        wish in prop_oneof![Just(Wish::Best), Just(Wish::Equal(2))],
+        dedupe in prop_oneof![Just(Dedupe::Strict), Just(Dedupe::Off)],
+    ) {
+        let mut layers = layers;
+        let expected = model(&mut layers);
+        let links = layers.iter().flatten().any(|put| matches!(put, Put::Symlink(..)));
+        let hides = layers.iter().flatten().any(|put| matches!(put, Put::Whiteout(_) | Put::Opaque(_)));
+        prop_assume!(!(links && hides));
+        let below = below.min(layers.len());
+        let bench = Bench::new();
+        publish_as("base", bench.home.path(), &layers[..below]);
+        publish(bench.home.path(), &layers);
+        let mut options = options(wish, Compression::Zstd, dedupe, 2);
+        options.base = Some(bench.place("base"));
+        bench.convert("result", &options).unwrap();
+        let digests = |tag: &str| -> Vec<serde_json::Value> {
+            bench.blobs(tag).into_iter().map(|(layer, _)| layer["digest"].clone()).collect()
+        };
+        prop_assert_eq!(&digests("result")[..below], &digests("base")[..]);
+        let found = bench.applied("result");
+        prop_assert_eq!(without_numbers(&found), without_numbers(&expected));
+        prop_assert!(linked_alike(&expected, &found, dedupe == Dedupe::Off));
+        let [_, config] = bench.documents("result");
+        let history = config["history"].as_array().unwrap();
+        let with_layer = history.iter().filter(|line| line["empty_layer"] != true).count();
+        prop_assert_eq!(with_layer, config["rootfs"]["diff_ids"].as_array().unwrap().len());
+    }
+
+    /// The archives stay byte for byte, and with them the configuration.
+    #[test]
+    fn kept_layers_only_change_their_compression(
+        layers in proptest::collection::vec(proptest::collection::vec(put(), 0..12), 1..5),
+        compression in prop_oneof![Just(Compression::Zstd), Just(Compression::Gzip), Just(Compression::None)],
+        threads in 1..5_usize,
+    ) {
+        let mut layers = layers;
+        model(&mut layers);
+        let bench = Bench::new();
+        publish(bench.home.path(), &layers);
+        bench.convert("result", &options(Wish::Keep, compression, Dedupe::Off, threads)).unwrap();
+        prop_assert_eq!(bench.documents("result")[1].clone(), bench.documents("source")[1].clone());
+        let raw = |tag: &str| -> Vec<Vec<u8>> {
+            bench.blobs(tag).into_iter().map(|(layer, blob)| decompressed(&layer, blob)).collect()
+        };
+        prop_assert_eq!(raw("result"), raw("source"));
+    }
+}
+
+/// What docs/format.md says, checked without the code that wrote it.
+fn check_frames(bench: &Bench, tag: &str) -> usize {
+    let mut frames = 0;
+    for (layer, blob) in bench.blobs(tag) {
+        let text = layer["annotations"]["dev.hoist.frames"].as_str().unwrap().to_owned();
+        let reference: crate::compression::frame_table::FrameTableRef = text.parse().unwrap();
+        let [offset, size] =
+            [reference.offset, reference.size].map(|n| usize::try_from(n).unwrap());
+        let bytes = &blob[offset..offset + size];
+        let table = crate::compression::frame_table::FrameTable::parse(bytes, &reference).unwrap();
+        let (mut at, mut raw) = (0, Vec::new());
+        for entry in &table.entries {
+            let frame = &blob[at..at + entry.compressed as usize];
+            assert_eq!(Sha256::of(frame), entry.digest);
+            let content = zstd::bulk::decompress(frame, entry.decompressed as usize).unwrap();
+            assert_eq!(content.len(), entry.decompressed as usize);
+            raw.extend(content);
+            at += frame.len();
+        }
+        assert!(raw == zstd::decode_all(blob.as_slice()).unwrap(), "the frames are all there is");
+        use crate::compression::seek_table::SeekTable;
+        let length = SeekTable::length(blob.last_chunk().unwrap()).unwrap();
+        let seek = &blob[blob.len() - usize::try_from(length).unwrap()..];
+        let seek = SeekTable::parse(seek, blob.len() as u64).unwrap();
+        assert_eq!(seek.entries().len(), table.entries.len() + 1);
+        frames += table.entries.len();
+    }
+    frames
 }
 
 fn file(path: &str, byte: u8, length: usize) -> Put {
@@ -358,6 +527,16 @@ fn equal_digests_with_any_number_of_threads_and_large_files_in_frames() {
         };
         let [one, four] = [convert("one", 1), convert("four", 4)];
         assert_eq!(one.digest, four.digest);
+        if compression == Compression::Zstd {
+            assert!(check_frames(&bench, "one") > 6);
+        }
+        let keep = |tag: &str, threads| {
+            bench.convert(tag, &options(Wish::Keep, compression, Dedupe::Off, threads)).unwrap()
+        };
+        assert_eq!(keep("keep-one", 1).digest, keep("keep-four", 4).digest);
+        if compression == Compression::Zstd {
+            assert!(check_frames(&bench, "keep-one") > 6);
+        }
         assert_eq!(one.images[0].deduplicated_bytes, large as u64);
         assert_eq!(without_numbers(&bench.unpacked("one")), without_numbers(&expected));
     }
@@ -368,7 +547,7 @@ fn what_an_image_says_of_itself_stays_and_agrees() {
     let bench = Bench::new();
     publish(bench.home.path(), &[vec![file("a", 1, 1)], vec![file("b", 1, 1)]]);
     let outcome =
-        bench.convert("r", &options(Wish::Default, Compression::Zstd, Dedupe::Off, 1)).unwrap();
+        bench.convert("r", &options(Wish::Best, Compression::Zstd, Dedupe::Off, 1)).unwrap();
     let layout = Layout::open_directory(bench.home.path()).unwrap();
     let read = |digest| -> serde_json::Value {
         serde_json::from_slice(&layout.document(digest).unwrap()).unwrap()
@@ -413,7 +592,7 @@ fn bad_input_leaves_the_destination_as_it_was() {
         let digest = Sha256::of(&archive).hex();
         spoil(&bench.home.path().join("blobs/sha256").join(digest));
         let before = listing(&bench);
-        let options = options(Wish::Default, Compression::Zstd, Dedupe::Off, 2);
+        let options = options(Wish::Best, Compression::Zstd, Dedupe::Off, 2);
         let error = bench.convert("r", &options).unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");
         assert_eq!(listing(&bench), before, "{word}");
@@ -442,4 +621,33 @@ fn differences_are_found_and_told() {
     assert!(found[0].starts_with("/a: content sha256:"), "{found:?}");
     assert!(found[1].starts_with("/c: it is one file in the first with /b"), "{found:?}");
     assert_eq!(found[2], "/d: only in the second");
+}
+
+#[test]
+fn an_analysis_finds_what_is_in_vain() {
+    let bench = Bench::new();
+    publish(
+        bench.home.path(),
+        &[
+            vec![file("usr/lib/a", 1, 1000), file("usr/b", 1, 1000), file("usr/gone", 2, 300)],
+            vec![Put::Whiteout("usr/gone".into()), file("etc/c", 1, 1000), file("usr/d", 3, 50)],
+        ],
+    );
+    let platform: Platform = "linux/amd64".parse().unwrap();
+    let puller = Puller { model: crate::model::Model::Containerd, profile: None };
+    let progress = Arc::new(Progress::default());
+    let place = bench.place("source");
+    let found = analyze(&place, &platform, &puller, 2, &bench.reach(), &progress).unwrap();
+    assert_eq!((found.hidden_bytes, found.content_bytes, found.duplicate_bytes), (300, 3050, 1000));
+    let hidden: Vec<_> = found.layers.iter().map(|layer| layer.hidden_bytes).collect();
+    assert_eq!(hidden, [300, 0]);
+    let first = &found.directories[0];
+    assert_eq!((first.path.as_str(), first.bytes, first.files), ("/usr", 2050, 3));
+    let equal = &found.duplicates[..];
+    assert_eq!(equal.len(), 1, "what is below /etc stays apart: {equal:?}");
+    assert_eq!((equal[0].count, equal[0].saved_bytes), (2, 1000));
+    assert!(found.seconds > 0.0 && found.remedies.len() >= 3);
+    assert!(found.remedies.windows(2).all(|two| two[0].seconds <= two[1].seconds));
+    let convert = format!("hoist convert {place} DESTINATION --target containerd");
+    assert!(found.remedies.iter().any(|remedy| remedy.command == convert));
 }

@@ -12,7 +12,9 @@ use std::ffi::CString;
 
 use super::ConvertError;
 use super::read::{Content, Found, ReadLayer};
+use super::spool::Spot;
 use crate::archive::{Entry, Kind, LayerPath, Place, Time};
+use crate::image::Sha256;
 
 /// Symbolic links followed for one name; containerd's number.
 const LINKS_FOLLOWED: usize = 255;
@@ -63,13 +65,23 @@ impl Inode {
 }
 
 /// A file system in memory, without contents.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tree {
     inodes: Vec<Inode>,
     /// Whether a layer had an entry for the root itself.
     pub(super) root_described: bool,
     /// Content of all entries, in bytes, whether they can be seen in the end or not.
     pub(super) content_bytes: u64,
+    /// Layers that were applied.
+    layers: usize,
+}
+
+impl Default for Tree {
+    /// An empty root.
+    fn default() -> Self {
+        let inodes = vec![Inode::implied(0)];
+        Self { inodes, root_described: false, content_bytes: 0, layers: 0 }
+    }
 }
 
 impl Tree {
@@ -78,17 +90,35 @@ impl Tree {
     /// # Errors
     /// Where an entry cannot be applied: a hard link to nothing, a loop of symbolic links.
     pub(super) fn of_layers(layers: Vec<ReadLayer>) -> Result<Self, ConvertError> {
-        let mut tree =
-            Self { inodes: vec![Inode::implied(0)], root_described: false, content_bytes: 0 };
-        for (number, layer) in layers.into_iter().enumerate() {
-            for found in &layer.entries {
-                tree.hide(&found.place, &layer.name)?;
-            }
-            for found in layer.entries {
-                tree.put(found, number, &layer.name)?;
-            }
+        let mut tree = Self::default();
+        for layer in layers {
+            tree.apply(layer)?;
         }
         Ok(tree)
+    }
+
+    /// Applies one more layer.
+    ///
+    /// # Errors
+    /// As [`Tree::of_layers`].
+    pub(super) fn apply(&mut self, layer: ReadLayer) -> Result<(), ConvertError> {
+        let number = self.layers;
+        self.layers += 1;
+        for found in &layer.entries {
+            self.hide(&found.place, &layer.name)?;
+        }
+        for found in layer.entries {
+            self.put(found, number, &layer.name)?;
+        }
+        Ok(())
+    }
+
+    /// An inode that no name leads to: what the marker of a whiteout is.
+    pub(super) fn marker(&mut self) -> InodeId {
+        let digest = Sha256::of(b"");
+        let content = Content { digest, size: 0, spot: Spot { spool: 0, offset: 0 } };
+        self.inodes.push(Inode { node: Node::File(content), mode: 0o644, ..Inode::implied(0) });
+        self.inodes.len() - 1
     }
 
     pub(super) fn inode(&self, id: InodeId) -> &Inode {

@@ -215,6 +215,29 @@ pub enum RegistryError {
         /// `pull` or `resolve`.
         capability: &'static str,
     },
+    /// A registry does not take a manifest.
+    #[error(
+        "{host} does not take {what} ({status}{detail}); some registries know neither the OCI's media types nor \
+         layers in zstd: --compression gzip, or an oci: destination that skopeo takes on from there, helps with those"
+    )]
+    ManifestRefused {
+        /// The host that refused.
+        host: String,
+        /// The manifest, and where it was to go.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the answer's body, with a colon before it, or nothing.
+        detail: String,
+    },
+    /// What is to be sent cannot be read.
+    #[error("{what}: reading what is to be sent: {source}")]
+    Source {
+        /// What was being sent.
+        what: String,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
     /// The reference is not one that hoist can ask for.
     #[error("{reference}: {problem}")]
     Reference {

@@ -63,7 +63,7 @@ pub(super) async fn ask(
         repository: &question.repository,
         what: &question.what,
     };
-    let url = address(endpoint, question)?;
+    let url = address(endpoint, &question.repository, &question.path)?;
     // A 403 may mean an expired token; then comes a 401 with a challenge, then the answer.
     let (mut answered, mut forgotten) = (false, false);
     let mut challenged = None;
@@ -121,10 +121,15 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
         && a.port_or_known_default() == b.port_or_known_default()
 }
 
-fn address(endpoint: &Endpoint, question: &Question) -> Result<Url, RegistryError> {
+/// The address of `rest` in a repository's part of the API.
+pub(super) fn address(
+    endpoint: &Endpoint,
+    repository: &str,
+    rest: &str,
+) -> Result<Url, RegistryError> {
     let mut url = endpoint.config.base.clone();
     let root = url.path().trim_end_matches('/');
-    let path = format!("{root}/{}/{}", question.repository, question.path);
+    let path = format!("{root}/{repository}/{rest}");
     url.set_path(&path);
     if let Some(registry) = &endpoint.stands_for {
         // How containerd tells a mirror of several registries which one is meant.
@@ -135,7 +140,7 @@ fn address(endpoint: &Endpoint, question: &Question) -> Result<Url, RegistryErro
         Ok(url)
     } else {
         Err(RegistryError::Reference {
-            reference: question.repository.clone(),
+            reference: repository.to_owned(),
             problem: "it is not the name of a repository".to_owned(),
         })
     }

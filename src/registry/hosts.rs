@@ -21,6 +21,8 @@ pub(super) struct Capabilities {
     pub(super) pull: bool,
     /// What a tag means.
     pub(super) resolve: bool,
+    /// To take blobs and manifests.
+    pub(super) push: bool,
 }
 
 /// One host of a registry.
@@ -47,7 +49,7 @@ impl HostConfig {
     pub(super) fn plain(base: Url) -> Self {
         Self {
             base,
-            capabilities: Capabilities { pull: true, resolve: true },
+            capabilities: Capabilities { pull: true, resolve: true, push: true },
             ca: Vec::new(),
             client: Vec::new(),
             skip_verify: false,
@@ -190,12 +192,13 @@ impl RawHost {
 }
 
 fn capabilities(words: &[String]) -> Result<Capabilities, String> {
-    let mut found = Capabilities { pull: false, resolve: false };
+    let mut found = Capabilities { pull: false, resolve: false, push: false };
     for word in words {
         match word.to_ascii_lowercase().as_str() {
             "pull" => found.pull = true,
             "resolve" => found.resolve = true,
-            "push" | "referrers" => {}
+            "push" => found.push = true,
+            "referrers" => {}
             _ => {
                 return Err(format!(
                     "unknown capability {word:?}; there are pull, resolve, push and referrers"
@@ -285,7 +288,7 @@ mod tests {
         .unwrap();
         let dir = Path::new("/etc/certs.d/registry.example");
         let host = &hosts[0];
-        assert_eq!(host.capabilities, Capabilities { pull: true, resolve: false });
+        assert_eq!(host.capabilities, Capabilities { pull: true, resolve: false, push: false });
         assert_eq!(host.ca, [dir.join("ca.pem")]);
         let pairs =
             [(dir.join("c.pem"), Some(PathBuf::from("/k.pem"))), (dir.join("both.pem"), None)];
