@@ -20,7 +20,7 @@ use super::auth::Scope;
 use super::clients::is_loopback;
 use super::endpoint::{self, Endpoint, authority, is_plain};
 use super::exchange::same_origin;
-use super::{Backoff, Reference, Registry, RegistryError, exchange};
+use super::{Reference, Registry, RegistryError, exchange};
 use crate::image::BlobDigest;
 
 /// Bytes of a chunk: a connection that breaks costs so many at most. ECR takes no fewer than 5 MiB.
@@ -106,7 +106,7 @@ impl Push {
         sent: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Sent, RegistryError> {
         let what = format!("blob {digest} into {}", self.reference.repository());
-        let mut backoff = Backoff::new(self.registry.retry_policy());
+        let mut backoff = self.registry.backoff();
         let (mut session, mut offset, mut furthest) = (None, 0, 0);
         loop {
             let tried =
@@ -320,7 +320,7 @@ impl Push {
         let headers = vec![(CONTENT_TYPE, media_type.to_owned())];
         let body = Some(bytes.clone());
         let asked = Asked { method: Method::PUT, url, what: &what, headers, body };
-        let mut backoff = Backoff::new(self.registry.retry_policy());
+        let mut backoff = self.registry.backoff();
         loop {
             let tried = async {
                 let response = self.ask(&asked).await?;
