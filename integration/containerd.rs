@@ -92,7 +92,7 @@ impl Bench {
         self.containerd.remove(image);
         let gone = || self.hoistd.stored().is_empty();
         eventually("everything is gone from hoistd's root", gone, || self.state());
-        assert_eq!(self.hoistd.mounted(), [PathBuf::new(); 0], "a mount stays");
+        assert_eq!(self.hoistd.mounted(), Vec::<PathBuf>::new(), "a mount stays");
     }
 
     /// Every layer is an image, and one that the format's own tool finds no fault with.
@@ -125,7 +125,7 @@ impl Bench {
         self.compare(&reference, &name, began);
         match backend {
             "erofs" => self.check_images(),
-            _ => assert_eq!(self.hoistd.images(), [PathBuf::new(); 0]),
+            _ => assert_eq!(self.hoistd.images(), Vec::<PathBuf>::new()),
         }
         self.remove(&name);
     }

@@ -50,10 +50,11 @@ pub(super) async fn ls(args: &Ls, socket: &Path) -> Result<(), CliError> {
     if args.json {
         return print_json(&trees.iter().map(json).collect::<Vec<_>>());
     }
-    let mut table = table(&["layer (DiffID)", "snapshots", "inodes", "size"], 1);
+    let mut table = table(&["layer (DiffID)", "form", "snapshots", "inodes", "size"], 2);
     for tree in &trees {
         table.add_row([
             short(&tree.diff_id),
+            form(tree).to_owned(),
             tree.snapshots.to_string(),
             tree.inodes.to_string(),
             bytes(tree.bytes),
@@ -63,11 +64,17 @@ pub(super) async fn ls(args: &Ls, socket: &Path) -> Result<(), CliError> {
     print(&format!("{}\n{} layers, {total}\n", text(&table), trees.len()))
 }
 
+/// What a layer is on disk.
+fn form(tree: &Tree) -> &'static str {
+    if tree.image { "erofs" } else { "files" }
+}
+
 fn json(tree: &Tree) -> serde_json::Value {
     serde_json::json!({
         "diff_id": tree.diff_id,
         "bytes": tree.bytes,
         "inodes": tree.inodes,
+        "form": form(tree),
         "snapshots": tree.snapshots,
         "path": tree.path,
     })

@@ -123,6 +123,7 @@ impl Control for ControlService {
             inodes: tree.inodes,
             snapshots: u32::try_from(tree.snapshots).unwrap_or(u32::MAX),
             path: tree.path.display().to_string(),
+            image: tree.is_image,
         });
         Ok(Response::new(ListTreesResponse { trees: trees.collect() }))
     }

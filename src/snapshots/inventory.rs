@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::records::Kind;
-use super::{Error, Snapshots, treestore};
+use super::{Error, Snapshots, images, treestore};
 use crate::pull::trees::TreeId;
 
 /// A published layer tree and who refers to it.
@@ -19,6 +19,8 @@ pub struct TreeUse {
     pub snapshots: u64,
     /// Its root directory.
     pub path: PathBuf,
+    /// Whether it is an image that is mounted there.
+    pub is_image: bool,
 }
 
 impl Snapshots {
@@ -28,7 +30,7 @@ impl Snapshots {
     /// [`Error::Database`].
     pub fn trees(&self) -> Result<Vec<TreeUse>, Error> {
         let sql = "
-            SELECT trees.id, trees.diff_id, trees.bytes, trees.inodes, count(snapshots.id)
+            SELECT trees.id, trees.diff_id, trees.bytes, trees.inodes, count(snapshots.id), trees.form
             FROM trees LEFT JOIN snapshots ON snapshots.tree_id = trees.id
             WHERE trees.state = ?1 GROUP BY trees.id ORDER BY trees.bytes DESC, trees.id";
         let trees = self.database.read(|db| -> rusqlite::Result<_> {
@@ -40,6 +42,7 @@ impl Snapshots {
                     bytes: row.get::<_, i64>(2)?.unsigned_abs(),
                     inodes: row.get::<_, i64>(3)?.unsigned_abs(),
                     snapshots: row.get::<_, i64>(4)?.unsigned_abs(),
+                    is_image: row.get::<_, i64>(5)? == images::IMAGE,
                 })
             })?;
             rows.collect()
