@@ -65,7 +65,6 @@ async fn a_layer_that_is_too_much_for_an_image_becomes_files() {
 }
 
 /// Says what was not proved, to the terminal and to the test command.
-#[expect(clippy::print_stderr, reason = "a test that proves nothing must say so")]
 fn skipped(why: &str) {
     let line = format!("engine::images: NOT PROVED: {why}\n");
     // A closed standard error is no reason to fail.
