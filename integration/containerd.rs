@@ -299,17 +299,20 @@ fn a_daemon_killed_fifty_times_still_pulls() {
     bench.containerd.pull_reference(&reference);
     // Spread over the whole pull and a little beyond; multiples of a prime, so that no two moments are alike.
     for round in 0..50_u64 {
+        bench.wait_for_hoistd();
         let pull = bench.containerd.begin_pull(&image);
         std::thread::sleep(Duration::from_millis(20 + round * 379 % 2500));
         bench.hoistd.crash_and_restart();
         // It may have ended well, or badly: what counts is what comes after.
         let _ = pull.join().expect("the pulling thread does not panic");
         if round % 10 == 9 {
+            bench.wait_for_hoistd();
             bench.containerd.pull(&image);
             bench.compare(&reference, &image, began);
             bench.containerd.remove(&image);
         }
     }
+    bench.wait_for_hoistd();
     bench.containerd.pull(&image);
     bench.compare(&reference, &image, began);
     let kept: Vec<PathBuf> = bench.hoistd.stored();

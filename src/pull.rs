@@ -27,7 +27,8 @@ pub use jobs::Decompression;
 pub use puller::{Claim, Puller, Pulling, Settings, parse_reference};
 pub use resolve::{Start, resolve};
 
-/// What a layer in work reserves of the budget, the window of a zstd layer apart.
-pub fn layer_bytes() -> u64 {
-    layer::Footprint::of(u64::MAX).bytes(crate::image::Compression::None, 0)
+/// What a layer of `size` compressed bytes reserves of the budget while it is in work, the window of a
+/// zstd layer apart.
+pub fn layer_bytes(size: u64) -> u64 {
+    layer::Footprint::of(size).bytes(crate::image::Compression::None, 0)
 }

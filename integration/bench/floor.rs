@@ -8,6 +8,7 @@
 //! - **decompress** and **hash**: one layer after the other on one thread, timed piece by piece (512 KiB, as in a pull);
 //!   the hash is of the compressed and of the uncompressed bytes, each in a pair with itself and counted as half of that.
 //! - **write**: the archive's entries into files, from memory, by as many writers as there are cores. Then once `syncfs`.
+//! - **write_image**: the same into an EROFS image, which is removed again before the files are made.
 //!
 //! Seconds are of the wall and of all of this process's threads (`cpu`), bytes are what went into the work.
 
@@ -29,7 +30,7 @@ use hoist::image::{ImageLayer, ImagePlan, Platform};
 use hoist::pull::{Start, parse_reference, resolve};
 use hoist::registry::{Reference, Registry, Settings};
 use hoist::timeline::LayerRecorder;
-use hoist::unpack::{Options, unpack};
+use hoist::unpack::{ImageLabel, Options, unpack, unpack_image};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -89,6 +90,7 @@ struct Report {
     hash: Cost,
     decompress: Cost,
     write: Cost,
+    write_image: Cost,
     /// Seconds that `syncfs` takes afterwards; no part of the floor, as no puller waits for it.
     sync: f64,
 }
@@ -234,6 +236,19 @@ fn verify(hash: Twins, digest: &str) -> Outcome<()> {
     if found == digest { Ok(()) } else { Err(format!("{found} came instead of {digest}").into()) }
 }
 
+/// Writes an archive as an image, which does not stay.
+fn write_image(archive: Bytes, dest: &Path, report: &mut Report) -> Outcome<()> {
+    let (bytes, recorder) = (archive.len() as u64, LayerRecorder::detached());
+    let mut source = pieces(archive);
+    let mut source = move || Ok(source.next());
+    let (label, options) = (ImageLabel::default(), Options::default());
+    let work = || unpack_image(&mut source, dest, label, &options, None, &recorder);
+    let (written, cost) = measured(ClockId::ProcessCPUTime, bytes, work);
+    written?;
+    report.write_image.add(cost);
+    Ok(fs::remove_file(dest)?)
+}
+
 /// Writes an archive's entries below `dest`.
 fn write(archive: Bytes, dest: &Path, report: &mut Report) -> Outcome<()> {
     fs::create_dir(dest)?;
@@ -266,6 +281,7 @@ fn main() -> Outcome<()> {
         let blob = image.blob(runtime.handle(), layer)?;
         let archive = decode(layer, blob, &mut report)?;
         report.unpacked += archive.len() as u64;
+        write_image(archive.clone(), &arguments.into.join("image"), &mut report)?;
         write(archive, &arguments.into.join(number.to_string()), &mut report)?;
     }
     let (synced, cost) = measured(ClockId::ProcessCPUTime, 0, || -> Outcome<()> {

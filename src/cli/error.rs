@@ -136,6 +136,9 @@ fn registry_code(error: &RegistryError) -> u8 {
         3
     } else if error.is_unauthorized() {
         4
+    } else if matches!(error, RegistryError::Status { status: 400..500, .. }) {
+        // It was reached, and does not want what was asked for.
+        1
     } else {
         5
     }

@@ -50,7 +50,7 @@ impl Config {
         let (total, chunks) = (budget.total(), 2 * self.fetch.chunk_bytes);
         let lent = (total / 4).min((total / 2).saturating_sub(chunks));
         let pool = compression::Pool::new(self.limits.decompress_threads, budget.clone(), lent);
-        let window_bytes = total.saturating_sub(chunks + pull::layer_bytes());
+        let window_bytes = total.saturating_sub(chunks + pull::layer_bytes(u64::MAX));
         pull::Decompression {
             pool: Some(pool),
             window_bytes: window_bytes.min(compression::WINDOW_BYTES_MAX),
