@@ -16,8 +16,13 @@ use harness::{Containerd, Generation, Hoistd, House, Registry, must};
 mod images;
 
 /// The forms of an image's layers, and what hoist makes of them.
-const FORMS: [(&str, &str); 4] =
-    [("gzip", "overlay"), ("none", "overlay"), ("gzip", "erofs"), ("zstd", "erofs")];
+const FORMS: [(&str, &str); 5] = [
+    ("gzip", "overlay"),
+    ("none", "overlay"),
+    ("zstd", "overlay"),
+    ("gzip", "erofs"),
+    ("zstd", "erofs"),
+];
 
 /// A house with both daemons; the fields go in this order, containerd first.
 struct Bench {
@@ -146,8 +151,10 @@ fn trees_are_equal(generation: Generation, image: &str) {
     }
     // 1.6 has been asked through CRI all the time.
     if generation == Generation::Two {
-        bench.set_backend("erofs");
-        bench.pull_compare_remove(image, ("gzip", "erofs"), true, began);
+        for (form, backend) in [("zstd", "erofs"), ("gzip", "erofs"), ("none", "overlay")] {
+            bench.set_backend(backend);
+            bench.pull_compare_remove(image, (form, backend), true, began);
+        }
     }
 }
 
@@ -271,6 +278,23 @@ fn containerd_pulls_what_hoistd_cannot_on_1() {
 #[test]
 fn containerd_pulls_what_hoistd_cannot_on_2() {
     containerd_pulls_what_hoistd_cannot(Generation::Two);
+}
+
+/// `ctr` of 1.6 sends no labels: containerd unpacks into an ordinary snapshotter, and a container runs on that.
+#[test]
+fn without_labels_hoist_is_an_ordinary_snapshotter() {
+    let began = SystemTime::now() - Duration::from_secs(2);
+    let Some(bench) = bench(Generation::One, "ctr without labels") else {
+        return;
+    };
+    let image = bench.house.registry.image("odd:gzip");
+    bench.containerd.pull_reference(&image);
+    bench.containerd.pull_by_ctr(&image);
+    assert_eq!(bench.hoistd.trees(), 0, "hoistd was told of a layer");
+    bench.compare(&image, &image, began);
+    let release = bench.containerd.run("hoist", &image, "plain", &["cat", "/etc/debian_version"]);
+    assert!(release.starts_with("12."), "{release:?}");
+    bench.remove(&image);
 }
 
 /// With `on_error = "fail"` nobody pulls behind the operator's back.

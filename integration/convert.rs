@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
-use harness::containerd::{NAMESPACE, REFERENCE};
+use harness::containerd::{Containerd, NAMESPACE, REFERENCE};
 use harness::{Generation, House, must};
 
 /// The source pulled by containerd, and the result imported into it, mounted side by side.
@@ -114,6 +114,7 @@ fn whoever_pulls_the_result_has_the_same_files() {
     same(&expected.target, &found.target, began, "hoistd");
     let said = second.run("hoist", &result, "python", &["python3", "-c", "print(6 * 7)"]);
     assert_eq!(said.trim(), "42");
+    hoistd_makes_a_hundred_layers(&house, &second, &source, &results.image("python:many"));
     let layout = house.scratch.path().join("layout");
     let copied = format!("oci:{}:copied", layout.display());
     // umoci of Debian 12 knows no zstd.
@@ -141,6 +142,17 @@ fn whoever_pulls_the_result_has_the_same_files() {
     assert!(wanted.len() > 1000, "{}", wanted.len());
     let other = unpacked.iter().zip(&wanted).find(|(a, b)| a != b);
     assert!(unpacked == wanted, "{} and {} files, {other:?}", unpacked.len(), wanted.len());
+}
+
+/// containerd's label of an image's layers ends at 4,096 bytes, some 56 digests: hoistd has to know better.
+fn hoistd_makes_a_hundred_layers(house: &House, second: &Containerd, source: &str, result: &str) {
+    let options = ["--layers", "100", "--dedupe", "off", "--no-verify", "--quiet"];
+    must(&mut hoist(house, &[&["convert", source, result], &options[..]].concat()));
+    second.pull(result);
+    let (layers, content) = (second.layers(NAMESPACE, result), second.content(NAMESPACE));
+    assert!(layers.len() > 90, "{} layers", layers.len());
+    let left: Vec<_> = layers.iter().filter(|layer| content.contains(layer)).collect();
+    assert!(left.is_empty(), "{} of {} layers were left to containerd", left.len(), layers.len());
 }
 
 fn same(expected: &Path, found: &Path, began: SystemTime, what: &str) {

@@ -150,6 +150,15 @@ impl Containerd {
         done.unwrap_or_else(|error| panic!("pulling {image} failed: {error}"));
     }
 
+    /// Pulls with hoist through `ctr`, which on 1.6 sends no labels: hoist is an ordinary snapshotter then.
+    pub(crate) fn pull_by_ctr(&self, image: &str) {
+        let hosts = self.hosts.display().to_string();
+        self.ctr(
+            NAMESPACE,
+            &["image", "pull", "--hosts-dir", &hosts, "--snapshotter", "hoist", image],
+        );
+    }
+
     /// Pulls with hoist through CRI.
     pub(crate) fn pull_by_cri(&self, image: &str) {
         cri::pull(&self.socket(), image)
