@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
 };
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 
 use super::auth::Scope;
 use super::clients::is_loopback;
@@ -146,6 +146,53 @@ pub(super) fn address(
     }
 }
 
+/// Where an answer of `asked` sends the one who asked.
+///
+/// # Errors
+/// Where that is no address, or leads from HTTPS to something else.
+pub(super) fn location(
+    shared: &Shared,
+    response: &Response,
+    asked: &Url,
+    what: &str,
+) -> Result<Url, RegistryError> {
+    let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let shown = target.map(|t| t.split('?').next().unwrap_or_default().to_owned());
+    let refuse = |problem: &str| RegistryError::Redirect {
+        host: authority(asked),
+        what: what.to_owned(),
+        target: shown.clone().unwrap_or_else(|| "nowhere".to_owned()),
+        problem: problem.to_owned(),
+    };
+    let url = target.and_then(|target| asked.join(target).ok());
+    let url = url.ok_or_else(|| refuse("it is not an address"))?;
+    let open = asked.scheme() == "http" || is_loopback(&url) || is_plain(&shared.settings, &url);
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if open => Ok(url),
+        _ => Err(refuse("it leads from HTTPS to something else")),
+    }
+}
+
+/// A request to `url` with the configured headers and the authorization, which only the endpoint's own
+/// origin gets. A configured `Authorization` goes first.
+pub(super) fn introduced(
+    mut request: RequestBuilder,
+    url: &Url,
+    endpoint: &Endpoint,
+    authorization: Option<&super::auth::Authorization>,
+) -> RequestBuilder {
+    if same_origin(url, &endpoint.config.base) {
+        request = request.headers(endpoint.config.header.clone());
+        if let Some(authorization) = authorization
+            && !endpoint.config.header.contains_key(AUTHORIZATION)
+        {
+            request = authorization.apply(request);
+        }
+    }
+    request
+}
+
 struct Hop<'a> {
     shared: &'a Shared,
     endpoint: &'a Endpoint,
@@ -161,25 +208,7 @@ impl Hop<'_> {
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((response, url));
             }
-            let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-            let shown = target.map(|t| t.split('?').next().unwrap_or_default().to_owned());
-            let target = target.and_then(|target| url.join(target).ok());
-            let refuse = |problem: &str| RegistryError::Redirect {
-                host: authority(&url),
-                what: self.question.what.clone(),
-                target: shown.clone().unwrap_or_else(|| "nowhere".to_owned()),
-                problem: problem.to_owned(),
-            };
-            let Some(target) = target else { return Err(refuse("it is not an address")) };
-            let open = url.scheme() == "http"
-                || is_loopback(&target)
-                || is_plain(&self.shared.settings, &target);
-            match target.scheme() {
-                "https" => {}
-                "http" if open => {}
-                _ => return Err(refuse("it leads from HTTPS to something else")),
-            }
-            url = target;
+            url = location(self.shared, &response, &url, &self.question.what)?;
         }
         Err(RegistryError::Redirect {
             host: self.endpoint.name.clone(),
@@ -190,18 +219,10 @@ impl Hop<'_> {
     }
 
     async fn send(&self, url: &Url) -> Result<Response, RegistryError> {
-        let own = same_origin(url, &self.endpoint.config.base);
         let client = self.shared.clients.client(url, Some(&self.endpoint.config))?;
         // The digest is that of the bytes as they lie in the registry.
-        let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
-        if own {
-            request = request.headers(self.endpoint.config.header.clone());
-            if let Some(authorization) = self.authorization
-                && !self.endpoint.config.header.contains_key(AUTHORIZATION)
-            {
-                request = authorization.apply(request);
-            }
-        }
+        let request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
+        let mut request = introduced(request, url, self.endpoint, self.authorization);
         if let Some(accept) = self.question.accept {
             request = request.header(ACCEPT, accept);
         }
@@ -239,7 +260,7 @@ impl Hop<'_> {
 
 /// Turns every status but 200 and 206 into an error.
 async fn judge(
-    mut response: Response,
+    response: Response,
     url: Url,
     endpoint: &Endpoint,
     question: &Question,
@@ -254,8 +275,6 @@ async fn judge(
     if status == StatusCode::NOT_FOUND && own {
         return Err(RegistryError::NotFound { host, what });
     }
-    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let retry_after = after.and_then(|v| retry::parse_retry_after(v, SystemTime::now()));
     if status == StatusCode::RANGE_NOT_SATISFIABLE {
         return Err(RegistryError::Range {
             host,
@@ -264,6 +283,20 @@ async fn judge(
             answered: content_range(&response),
         });
     }
+    Err(refusal(response, host, what, own).await)
+}
+
+/// An answer as the error that it is. Of an `own` host all that it says is shown, of the storage behind
+/// one what may be.
+pub(super) async fn refusal(
+    mut response: Response,
+    host: String,
+    what: String,
+    own: bool,
+) -> RegistryError {
+    let status = response.status().as_u16();
+    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after = after.and_then(|v| retry::parse_retry_after(v, SystemTime::now()));
     // A word from the host is worth a short wait, not more.
     let wait = std::time::Duration::from_secs(1);
     let first = tokio::time::timeout(wait, response.chunk()).await;
@@ -273,7 +306,7 @@ async fn judge(
     let text = text.chars().take(DETAIL_CHARS_MOST);
     let text: String = text.map(|c| if c.is_control() { ' ' } else { c }).collect();
     let detail = if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) };
-    Err(RegistryError::Status { host, what, status: status.as_u16(), detail, retry_after })
+    RegistryError::Status { host, what, status, detail, retry_after }
 }
 
 /// What may be shown of an error of the storage that a registry redirects to: what it calls the

@@ -8,17 +8,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER,
-};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 
 use super::auth::Scope;
-use super::clients::is_loopback;
-use super::endpoint::{self, Endpoint, authority, is_plain};
+use super::endpoint::{self, Endpoint, authority};
 use super::exchange::same_origin;
 use super::{Reference, Registry, RegistryError, exchange};
 use crate::image::BlobDigest;
@@ -31,9 +28,6 @@ const CHUNK_BYTES_MOST: u64 = 64 << 20;
 
 /// A link that takes fewer bytes a second than this counts as broken.
 const RATE_LEAST: u64 = 128 << 10;
-
-/// How much of an error's body is shown.
-const DETAIL_CHARS_MOST: usize = 300;
 
 /// Reads a part of a blob that is to be sent.
 pub type ReadPart = Arc<dyn Fn(Range<u64>) -> std::io::Result<Bytes> + Send + Sync>;
@@ -259,7 +253,6 @@ impl Push {
         let Some(session) = self.begin(what, digest, None).await? else { return Ok(Sent::Mounted) };
         let mut url = session.location;
         url.query_pairs_mut().append_pair("digest", &digest.to_string());
-        let own = same_origin(&url, &self.endpoint.config.base);
         let scope = self.scope(what);
         let shared = &self.registry.shared;
         let (authorization, _) = shared.authorizer.current(&shared.clients, scope).await?;
@@ -269,21 +262,14 @@ impl Push {
         let read = Arc::clone(read);
         // Read when the connection asks for it, so that one chunk is in memory at a time.
         let stream = futures_util::stream::iter(parts.into_iter().map(move |part| read(part)));
-        let mut request = shared
+        let request = shared
             .clients
             .client(&url, Some(&self.endpoint.config))?
             .put(url.clone())
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_LENGTH, size)
             .body(reqwest::Body::wrap_stream(stream));
-        if own {
-            request = request.headers(self.endpoint.config.header.clone());
-            if let Some(authorization) = &authorization
-                && !self.endpoint.config.header.contains_key(AUTHORIZATION)
-            {
-                request = authorization.apply(request);
-            }
-        }
+        let request = exchange::introduced(request, &url, &self.endpoint, authorization.as_ref());
         let response = self.answer(request, &url, what, size).await?;
         self.expect(response, &[StatusCode::CREATED, StatusCode::NO_CONTENT], what).await?;
         sent(size);
@@ -370,24 +356,7 @@ impl Push {
 
     /// Where an upload goes on.
     fn location(&self, response: &Response, asked: &Url, what: &str) -> Result<Url, RegistryError> {
-        let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        let shown = target.map(|t| t.split('?').next().unwrap_or_default().to_owned());
-        let refuse = |problem: &str| RegistryError::Redirect {
-            host: authority(asked),
-            what: what.to_owned(),
-            target: shown.clone().unwrap_or_else(|| "nowhere".to_owned()),
-            problem: problem.to_owned(),
-        };
-        let url = target.and_then(|target| asked.join(target).ok());
-        let url = url.ok_or_else(|| refuse("it is not an address"))?;
-        let open = asked.scheme() == "http"
-            || is_loopback(&url)
-            || is_plain(&self.registry.shared.settings, &url);
-        match url.scheme() {
-            "https" => Ok(url),
-            "http" if open => Ok(url),
-            _ => Err(refuse("it leads from HTTPS to something else")),
-        }
+        exchange::location(&self.registry.shared, response, asked, what)
     }
 
     /// Asks, and answers the registry's challenge.
@@ -400,15 +369,9 @@ impl Push {
             let (authorization, generation) =
                 shared.authorizer.current(&shared.clients, scope).await?;
             let client = shared.clients.client(&asked.url, Some(&self.endpoint.config))?;
-            let mut request = client.request(asked.method.clone(), asked.url.clone());
-            if own {
-                request = request.headers(self.endpoint.config.header.clone());
-                if let Some(authorization) = &authorization
-                    && !self.endpoint.config.header.contains_key(AUTHORIZATION)
-                {
-                    request = authorization.apply(request);
-                }
-            }
+            let request = client.request(asked.method.clone(), asked.url.clone());
+            let authorized = authorization.as_ref();
+            let mut request = exchange::introduced(request, &asked.url, &self.endpoint, authorized);
             for (name, value) in &asked.headers {
                 request = request.header(name, value);
             }
@@ -470,21 +433,9 @@ impl Push {
     }
 
     /// What the registry says, where it does not do what it was asked.
-    async fn refusal(&self, mut response: Response, what: &str) -> RegistryError {
-        let status = response.status().as_u16();
-        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let retry_after = after.and_then(|v| super::retry::parse_retry_after(v, SystemTime::now()));
-        let first = tokio::time::timeout(Duration::from_secs(1), response.chunk()).await;
-        let first = first.ok().and_then(Result::ok).flatten().unwrap_or_default();
-        let text: String = String::from_utf8_lossy(&first)
-            .chars()
-            .take(DETAIL_CHARS_MOST)
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        let text = text.trim();
-        let detail = if text.is_empty() { String::new() } else { format!(": {text}") };
-        let (host, what) = (self.endpoint.name.clone(), what.to_owned());
-        RegistryError::Status { host, what, status, detail, retry_after }
+    async fn refusal(&self, response: Response, what: &str) -> RegistryError {
+        let own = same_origin(response.url(), &self.endpoint.config.base);
+        exchange::refusal(response, self.endpoint.name.clone(), what.to_owned(), own).await
     }
 }
 
