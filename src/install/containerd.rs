@@ -39,7 +39,7 @@ pub struct Facts {
     /// hoistd's root.
     pub root: PathBuf,
     /// The architecture, as OCI calls it.
-    pub architecture: &'static str,
+    pub architecture: String,
 }
 
 impl Facts {

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::containerd::{self, drop_in_of};
 use super::files::read;
 use super::{InstallError, backup_of, docker, refused};
+use crate::image::Platform;
 
 /// How long dockerd may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,33 +58,34 @@ pub fn containerd(
         version: containerd_version()?,
         socket: socket.to_owned(),
         root: root.to_owned(),
-        architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        architecture: Platform::host().architecture,
     })
 }
 
-/// The files that a configuration imports; a pattern has its star in the file's name, as everywhere in practice.
+/// The files that a configuration imports.
 fn imports(path: &Path, text: &str) -> Vec<PathBuf> {
     let Ok(document) = text.parse::<toml_edit::DocumentMut>() else { return Vec::new() };
     let entries = document.get("imports").and_then(toml_edit::Item::as_array);
     let mut found = Vec::new();
     for entry in entries.into_iter().flatten().filter_map(toml_edit::Value::as_str) {
-        let entry = path.parent().unwrap_or(Path::new("/")).join(entry);
-        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some((start, end)) = name.split_once('*') else {
-            found.push(entry);
-            continue;
-        };
-        let directory = entry.parent().unwrap_or(Path::new("/"));
-        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut files: Vec<_> = files.map(|file| file.path()).collect();
-        files.retain(|file| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end)
-        });
-        files.sort();
-        found.extend(files);
+        found.extend(imported_by(&path.parent().unwrap_or(Path::new("/")).join(entry)));
     }
     found
+}
+
+/// The files that an import of containerd's means: one, or by `*` in the last part of its path, in their order.
+pub fn imported_by(pattern: &Path) -> Vec<PathBuf> {
+    let name = pattern.file_name().unwrap_or_default().to_string_lossy();
+    let Some((start, end)) = name.split_once('*') else { return vec![pattern.to_owned()] };
+    let directory = pattern.parent().unwrap_or(Path::new("/"));
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut files: Vec<_> = files.map(|file| file.path()).collect();
+    files.retain(|file| {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end)
+    });
+    files.sort();
+    files
 }
 
 fn containerd_version() -> Result<(u64, u64), InstallError> {

@@ -109,7 +109,7 @@ fn toml(text: Option<&str>, version: (u64, u64)) -> containerd::Facts {
         version,
         socket: "/run/hoist/hoist.sock".into(),
         root: "/var/lib/hoist".into(),
-        architecture: "amd64",
+        architecture: "amd64".to_owned(),
     }
 }
 

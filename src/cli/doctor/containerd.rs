@@ -4,11 +4,13 @@
 //! `version.proto` and `introspection.proto`; fields that nobody here reads are left out, which protobuf allows.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Check, Doctor};
 use crate::config::Config;
+use crate::image::Platform;
+use crate::install;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
@@ -173,7 +175,8 @@ impl Settings {
             let imports = table.get("imports").and_then(toml::Value::as_array);
             for import in imports.into_iter().flatten().filter_map(toml::Value::as_str) {
                 let base = path.parent().unwrap_or(Path::new("/"));
-                left.extend(matching(&base.join(import)));
+                // They are taken from the end of the list.
+                left.extend(install::host::imported_by(&base.join(import)).into_iter().rev());
             }
             files.push(table);
         }
@@ -258,19 +261,10 @@ impl Settings {
                 format!(
                     "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux/{}\"\n  \
                      snapshotter = \"{name}\"\n  differ = \"walking\"",
-                    architecture()
+                    Platform::host().architecture
                 ),
             )
         }
-    }
-}
-
-/// As Go calls it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 
@@ -300,30 +294,6 @@ fn annotations(disabled: Option<bool>, section: &str) -> Check {
             format!("{section}\n  disable_snapshot_annotations = false"),
         )
     }
-}
-
-/// The files that an import means: one, or by `*` in the last part of its path, in their order.
-fn matching(pattern: &Path) -> Vec<PathBuf> {
-    let name = pattern.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let Some((before, after)) = name.split_once('*') else { return vec![pattern.to_owned()] };
-    let entries = pattern.parent().and_then(|dir| std::fs::read_dir(dir).ok());
-    let mut found: Vec<_> = entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            name.len() >= before.len() + after.len()
-                && name.starts_with(before)
-                && name.ends_with(after)
-        })
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    // They are taken from the end of the list.
-    found.reverse();
-    found
 }
 
 #[cfg(test)]
