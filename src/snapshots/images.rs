@@ -16,12 +16,13 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 
 use super::error::Error;
 use super::layout::Layout;
 use super::records::Layer;
-use super::{Backend, Snapshots};
+use super::treestore::PUBLISHED;
+use super::{Backend, Snapshots, mounts};
 use crate::erofs::{self, FileData, Image};
 use crate::pull::trees::TreeId;
 use crate::sys::images::{self, Attachment, Audience};
@@ -134,10 +135,10 @@ impl Snapshots {
     pub(super) fn mount_all(&self) -> Result<(), Error> {
         let sql = "
             SELECT id FROM trees
-            WHERE form = ?1 AND state = 1 AND (settled IS NOT NULL OR implied = x'') ORDER BY id";
+            WHERE form = ?1 AND state = ?2 AND (settled IS NOT NULL OR implied = x'') ORDER BY id";
         let ids = self.database.read(|db| -> rusqlite::Result<_> {
             let mut statement = db.prepare(sql)?;
-            let ids = statement.query_map([IMAGE], |row| row.get(0).map(TreeId))?;
+            let ids = statement.query_map([IMAGE, PUBLISHED], |row| row.get(0).map(TreeId))?;
             ids.collect::<Result<Vec<_>, _>>()
         })?;
         for &id in &ids {
@@ -264,15 +265,7 @@ fn write_probe(path: &Path) -> Result<(), String> {
 
 fn try_out(directory: &Path, image: &Path, root: &Path, merged: &Path) -> Result<Attachment, Lack> {
     let how = images::mount_erofs(image, root).map_err(Lack::Mount)?;
-    let name = |path: &Path| path.to_string_lossy().into_owned();
-    let data = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        name(root),
-        name(&directory.join("upper")),
-        name(&directory.join("work"))
-    );
-    let overlay = Some("overlay");
-    let stacked = mount(overlay, merged, overlay, MsFlags::empty(), Some(&*data));
+    let stacked = mounts::try_overlay(directory, root, "");
     stacked.map_err(|error| Lack::Stack(error.into()))?;
     let read = fs::read(merged.join("d/f"));
     let _ = umount2(merged, MntFlags::MNT_DETACH);

@@ -104,19 +104,25 @@ fn takes_userxattr(scratch: &Path) -> bool {
     {
         return false;
     }
-    let data = format!(
-        "lowerdir={},upperdir={},workdir={},userxattr",
-        text(&part("lower")),
-        text(&part("upper")),
-        text(&part("work"))
-    );
-    let merged = part("merged");
-    let tried = mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data));
+    let tried = try_overlay(&directory, &part("lower"), ",userxattr");
     if tried.is_ok() {
         // A mount that stays behind would only keep the probe's directory from being swept.
-        let _ = umount2(&merged, MntFlags::MNT_DETACH);
+        let _ = umount2(&part("merged"), MntFlags::MNT_DETACH);
     }
     tried.is_ok()
+}
+
+/// Mounts an overlay over `lower` on `merged` in `directory`, which has `upper` and `work` too; `more` goes
+/// behind the options.
+pub(super) fn try_overlay(directory: &Path, lower: &Path, more: &str) -> nix::Result<()> {
+    let data = format!(
+        "lowerdir={},upperdir={},workdir={}{more}",
+        text(lower),
+        text(&directory.join("upper")),
+        text(&directory.join("work"))
+    );
+    let (overlay, merged) = (Some("overlay"), directory.join("merged"));
+    mount(overlay, &merged, overlay, MsFlags::empty(), Some(&*data))
 }
 
 #[cfg(test)]

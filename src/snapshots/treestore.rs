@@ -89,11 +89,11 @@ impl TreeStore for Snapshots {
         self.sync()?;
         // Settling an image may have made it larger.
         let sql = "
-            UPDATE trees SET settled = ?2, bytes = CASE form WHEN 1 THEN coalesce(?4, bytes) ELSE bytes END
+            UPDATE trees SET settled = ?2, bytes = CASE form WHEN ?5 THEN coalesce(?4, bytes) ELSE bytes END
             WHERE id = ?1 AND state = ?3 AND (settled IS NULL OR settled = ?2) RETURNING form";
         let bytes = image_bytes(&self.layout.tree_image(id));
         let form = self.database.write(|db| -> Result<i64, StoreError> {
-            let values = params![id.0, metadata, PUBLISHED, bytes];
+            let values = params![id.0, metadata, PUBLISHED, bytes, IMAGE];
             let form = db.prepare_cached(sql)?.query_row(values, |row| row.get(0)).optional()?;
             if let Some(form) = form {
                 return Ok(form);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use nix::mount::{MsFlags, mount};
+
 use super::*;
 use crate::archive::Source;
 use crate::image::{DiffId, Sha256};
