@@ -9,14 +9,17 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    clippy::print_stderr,
     reason = "this is a test: it fails by panicking and says what it did not run"
 )]
 
+#[path = "harness/skipped.rs"]
+mod skipped;
+
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use skipped::skipped;
 
 /// The cases of containerd 1.6's suite; one of them skips itself.
 const CASES_1: usize = 21;
@@ -198,11 +201,5 @@ fn missing(version: &str, why: &str) {
     let words =
         format!("NOT RUN: the conformance suite of containerd {version} is not here: {why}");
     assert!(std::env::var_os("HOIST_CONFORMANCE").is_none_or(|v| v != "required"), "{words}");
-    let line = "!".repeat(100);
-    eprintln!("{line}\n{words}\n{line}");
-    // The test command counts them.
-    if let Some(list) = std::env::var_os("HOIST_SKIPPED") {
-        let list = fs::File::options().append(true).create(true).open(list);
-        list.and_then(|mut list| writeln!(list, "{words}")).unwrap();
-    }
+    skipped("conformance", &words);
 }

@@ -12,6 +12,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::print_stdout, reason = "the counts, for who runs it with --nocapture")]
 
+#[path = "harness/skipped.rs"]
+mod skipped;
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::io::Write as _;
@@ -22,6 +25,7 @@ use bytes::Bytes;
 use hoist::archive::{Event, Parser};
 use hoist::compression::{self, Decoded, Resources, decoder};
 use hoist::image::Compression;
+use skipped::skipped;
 
 /// What a count may be above its bound's origin, in per cent: what another patch level of the compiler changes.
 const LEEWAY_PERCENT: u64 = 3;
@@ -85,7 +89,10 @@ fn every_work_finds_what_is_there() {
 #[test]
 fn instructions_stay_within_their_bounds() {
     if let Err(error) = Command::new("valgrind").arg("--version").output() {
-        return skipped(&format!("valgrind does not run: {error}"));
+        return skipped(
+            "instructions_stay_within_their_bounds",
+            &format!("valgrind does not run: {error}"),
+        );
     }
     let counted = std::thread::scope(|scope| {
         let count = |(name, _, origin)| scope.spawn(move || (name, count(name), origin));
@@ -110,16 +117,6 @@ fn instructions_stay_within_their_bounds() {
         }
     }
     assert!(broken.is_empty(), "more than {LEEWAY_PERCENT} % above:\n{}", broken.join("\n"));
-}
-
-/// Written past the capture of the test program, and where `./test` counts.
-fn skipped(reason: &str) {
-    let line = format!("instructions_stay_within_their_bounds: {reason}");
-    let _ = writeln!(std::io::stderr().lock(), "SKIPPED {line}");
-    if let Some(list) = std::env::var_os("HOIST_SKIPPED") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(list).unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
 }
 
 /// Runs this program under callgrind for one work; the functions that count, with their instructions.

@@ -7,6 +7,8 @@ mod faulty_registry;
 
 #[path = "engine/images.rs"]
 mod images;
+#[path = "harness/skipped.rs"]
+mod skipped;
 
 use std::io::Write as _;
 use std::path::Path;

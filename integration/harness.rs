@@ -18,8 +18,8 @@ pub(crate) mod pod;
 pub(crate) mod process;
 pub(crate) mod registry;
 pub(crate) mod scratch;
+pub(crate) mod skipped;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -28,6 +28,7 @@ pub(crate) use containerd::{Containerd, Generation};
 pub(crate) use hoistd::Hoistd;
 pub(crate) use registry::Registry;
 pub(crate) use scratch::Scratch;
+pub(crate) use skipped::{loudly, skipped};
 
 /// The directory of the test bed, prepared; `None` where that cannot be done on this machine.
 fn bed() -> Option<&'static Path> {
@@ -55,23 +56,6 @@ pub(crate) fn prepare(part: &str) -> Option<PathBuf> {
         String::from_utf8_lossy(&made.stderr)
     ));
     None
-}
-
-/// Writes past the capture of the test program: what is not tested must be seen.
-fn loudly(text: &str) {
-    // A closed standard error is no reason to fail.
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Says that a test could not run, and notes it where `./test` counts.
-pub(crate) fn skipped(test: &str, reason: &str) {
-    loudly(&format!("SKIPPED {test}: {reason}"));
-    if let Some(list) = std::env::var_os("HOIST_SKIPPED") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(list);
-        if let Ok(mut file) = file {
-            let _ = writeln!(file, "{test}: {reason}");
-        }
-    }
 }
 
 /// A registry and a directory; the daemons of a test move in as it asks for them.

@@ -1,11 +1,10 @@
 //! Layers that become EROFS images, and the one that cannot.
 
-use std::io::Write as _;
-
 use hoist::image::Platform;
 use hoist::pull::trees::TreeStore;
 use hoist::snapshots::{Backend, Error, Options, Snapshots};
 
+use super::skipped::skipped;
 use super::*;
 
 /// Names and metadata that an image may take here: some twenty entries.
@@ -35,7 +34,7 @@ async fn a_layer_that_is_too_much_for_an_image_becomes_files() {
     let options = Options { backend: Backend::Erofs, grace: Duration::ZERO, ..Options::default() };
     let store = match Snapshots::open(&directory.path().join("root"), options) {
         Ok(store) => store,
-        Err(Error::NoImages { reason }) => return skipped(&reason),
+        Err(Error::NoImages { reason }) => return skipped("engine::images", &reason),
         Err(error) => panic!("{error}"),
     };
     let server = FaultyRegistry::start().await;
@@ -62,15 +61,4 @@ async fn a_layer_that_is_too_much_for_an_image_becomes_files() {
         kept("trees") + kept("trash") == 0
     })
     .await;
-}
-
-/// Says what was not proved, to the terminal and to the test command.
-fn skipped(why: &str) {
-    let line = format!("engine::images: NOT PROVED: {why}\n");
-    // A closed standard error is no reason to fail.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-    if let Some(path) = std::env::var_os("HOIST_SKIPPED") {
-        let file = std::fs::File::options().append(true).create(true).open(path);
-        file.unwrap().write_all(line.as_bytes()).unwrap();
-    }
 }
