@@ -16,6 +16,8 @@ mod faulty_registry;
 mod places;
 #[path = "registry/sharing.rs"]
 mod sharing;
+#[path = "registry/sources.rs"]
+mod sources;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
