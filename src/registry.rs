@@ -68,6 +68,8 @@ pub struct Settings {
     pub docker_config: Option<PathBuf>,
     /// Directories of Kubernetes' pull secrets, in files of docker's form.
     pub kubernetes_secrets: Vec<PathBuf>,
+    /// Whether AWS is asked for the passwords of its own registries.
+    pub ecr: bool,
     /// Hosts, with or without port, that are asked by plain HTTP. Loopback hosts with a port are
     /// anyway.
     pub plain_http_hosts: Vec<String>,
@@ -96,6 +98,7 @@ impl Default for Settings {
             keychain: Keychain::default(),
             docker_config: None,
             kubernetes_secrets: Vec::new(),
+            ecr: false,
             plain_http_hosts: Vec::new(),
             ca_files: Vec::new(),
             connect_timeout: Duration::from_secs(10),
@@ -182,11 +185,7 @@ impl Registry {
         for file in &settings.ca_files {
             clients::certificates(file)?;
         }
-        let credentials = credentials::Credentials::new(
-            settings.keychain.clone(),
-            settings.docker_config.clone(),
-            settings.kubernetes_secrets.clone(),
-        );
+        let credentials = credentials::Credentials::new(&settings);
         let shared = Shared {
             clients: Clients::new(settings.ca_files.clone(), settings.connect_timeout),
             authorizer: Authorizer::new(

@@ -263,6 +263,9 @@ impl Authorizer {
             entry.generation += 1;
             return Ok(());
         }
+        if let Some(candidate) = &entry.candidate {
+            self.credentials.refused(scope.place(), candidate).await;
+        }
         let Entry { walk, candidate, .. } = &mut *entry;
         match (walk, candidate) {
             (Some(walk), Some(candidate)) => walk.refused(candidate, answer),
@@ -316,7 +319,10 @@ impl Authorizer {
                 }
                 Err(Refusal { answer, by }) => {
                     match &candidate {
-                        Some(candidate) => walk.refused(candidate, answer),
+                        Some(candidate) => {
+                            self.credentials.refused(scope.place(), candidate).await;
+                            walk.refused(candidate, answer);
+                        }
                         // To be told that a password is wanted does not help.
                         None if challenge == Challenge::Basic => {}
                         None => walk.refused_bare(answer),

@@ -9,14 +9,14 @@
 //! not tell the daemon.
 
 mod docker;
+mod ecr;
 mod keychain;
 mod kubernetes;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::time::Instant;
 
-use super::RegistryError;
+use super::{RegistryError, Settings};
 
 pub use keychain::Keychain;
 
@@ -64,9 +64,10 @@ enum Source {
     Keychain,
     Docker,
     Kubernetes,
+    Ecr,
 }
 
-const ORDER: [Source; 3] = [Source::Keychain, Source::Docker, Source::Kubernetes];
+const ORDER: [Source; 4] = [Source::Keychain, Source::Docker, Source::Kubernetes, Source::Ecr];
 
 /// Where a credential is from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -108,18 +109,18 @@ pub(super) struct Credentials {
     keychain: Keychain,
     docker: Option<docker::DockerConfig>,
     kubernetes: kubernetes::Secrets,
+    ecr: Option<ecr::Ecr>,
 }
 
 impl Credentials {
-    /// Credentials from what a kubelet passes, a docker `config.json`, and directories of
-    /// Kubernetes secrets.
-    pub(super) fn new(
-        keychain: Keychain,
-        docker_config: Option<PathBuf>,
-        secrets_dirs: Vec<PathBuf>,
-    ) -> Self {
-        let docker = docker_config.map(docker::DockerConfig::new);
-        Self { keychain, docker, kubernetes: kubernetes::Secrets::new(secrets_dirs) }
+    /// Credentials from all sources that are configured.
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            keychain: settings.keychain.clone(),
+            docker: settings.docker_config.clone().map(docker::DockerConfig::new),
+            kubernetes: kubernetes::Secrets::new(settings.kubernetes_secrets.clone()),
+            ecr: settings.ecr.then(|| ecr::Ecr::new(settings.ca_files.clone())),
+        }
     }
 
     /// What an operator has to do so that `host` gets credentials that work, where these were tried.
@@ -145,7 +146,7 @@ impl Credentials {
         &self,
         source: Source,
         place: Place<'_>,
-    ) -> Result<Vec<Candidate>, (String, RegistryError)> {
+    ) -> Result<Vec<Candidate>, (String, String)> {
         let from = |name: String, credential, expires| Candidate {
             origin: Origin { source, name },
             credential,
@@ -168,7 +169,7 @@ impl Credentials {
                     Ok(found) => {
                         Ok(found.map(|found| from(name, found, None)).into_iter().collect())
                     }
-                    Err(error) => Err((name, error)),
+                    Err(error) => Err((name, error.to_string())),
                 }
             }
             Source::Kubernetes => {
@@ -183,6 +184,26 @@ impl Credentials {
                     })
                     .collect())
             }
+            Source::Ecr => {
+                let Some(ecr) = &self.ecr else { return Ok(Vec::new()) };
+                let found = ecr.find(place.host).await;
+                let found = found
+                    .map_err(|error| (ecr::Ecr::serves(place.host).unwrap_or_default(), error))?;
+                Ok(found
+                    .map(|found| Candidate {
+                        cached: found.cached,
+                        ..from(found.name, found.credential, Some(found.expires))
+                    })
+                    .into_iter()
+                    .collect())
+            }
+        }
+    }
+
+    /// Has a candidate's source forget it, since it was refused.
+    pub(super) async fn refused(&self, place: Place<'_>, candidate: &Candidate) {
+        if let (Source::Ecr, Some(ecr)) = (candidate.origin.source, &self.ecr) {
+            ecr.refused(place.host, &candidate.credential).await;
         }
     }
 }
@@ -220,8 +241,8 @@ impl Walk {
                     self.found = found.into();
                 }
                 Err((origin, error)) => {
-                    tracing::warn!(host = place.host, %error, "a source of credentials fails");
-                    self.tried.push(Tried { origin, answer: error.to_string() });
+                    tracing::warn!(host = place.host, error, "a source of credentials fails");
+                    self.tried.push(Tried { origin, answer: error });
                 }
             }
         }

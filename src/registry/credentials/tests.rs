@@ -7,7 +7,9 @@ fn place() -> Place<'static> {
 /// One user from each source.
 fn all() -> (tempfile::TempDir, Credentials) {
     let dir = tempfile::tempdir().unwrap();
-    let auths = |user: &str| format!(r#"{{"auths": {{"r.example": {{"username": "{user}", "password": "p"}}}}}}"#);
+    let auths = |user: &str| {
+        format!(r#"{{"auths": {{"r.example": {{"username": "{user}", "password": "p"}}}}}}"#)
+    };
     let docker = dir.path().join("config.json");
     std::fs::write(&docker, auths("docker")).unwrap();
     let secrets = dir.path().join("secrets");
@@ -18,7 +20,13 @@ fn all() -> (tempfile::TempDir, Credentials) {
     let image = "r.example/team/image".parse().unwrap();
     let keep = std::time::Duration::from_secs(60);
     keychain.pass_password(&image, "kubelet".to_owned(), "p".to_owned(), keep);
-    (dir, Credentials::new(keychain, Some(docker), vec![secrets]))
+    let settings = Settings {
+        keychain,
+        docker_config: Some(docker),
+        kubernetes_secrets: vec![secrets],
+        ..Settings::default()
+    };
+    (dir, Credentials::new(&settings))
 }
 
 async fn users(credentials: &Credentials, remembered: Option<Origin>) -> Vec<String> {
