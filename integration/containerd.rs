@@ -14,6 +14,8 @@ use harness::{Containerd, Generation, Hoistd, House, Registry, must};
 
 #[path = "containerd/images.rs"]
 mod images;
+#[path = "containerd/keychain.rs"]
+mod keychain;
 
 /// The forms of an image's layers, and what hoist makes of them.
 const FORMS: [(&str, &str); 5] = [

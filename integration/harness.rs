@@ -89,6 +89,13 @@ impl House {
         Registry::empty(self.bed, &self.scratch.path().join("r"))
     }
 
+    /// Opens a house whose registry lets in [`Registry::USER`] alone.
+    pub(crate) fn guarded(test: &str) -> Option<Self> {
+        let house = Self::open(test)?;
+        let registry = Registry::guarded(house.bed, &house.scratch.path().join("g"));
+        Some(Self { registry, ..house })
+    }
+
     /// Starts a containerd of `generation` that knows `hoistd`; `None`, said loudly, where there is none.
     pub(crate) fn containerd(
         &self,

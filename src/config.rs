@@ -88,6 +88,8 @@ pub struct Config {
     pub fetch: Fetch,
     /// Where from, and as whom.
     pub registry: Registry,
+    /// The door for a kubelet.
+    pub cri: Cri,
     /// What a pull does when it cannot go on.
     pub pull: Pull,
     /// The HTTP endpoint.
@@ -154,6 +156,17 @@ pub struct Registry {
     pub plain_http_hosts: Vec<String>,
     /// PEM files of further certificate authorities.
     pub ca_files: Vec<PathBuf>,
+}
+
+/// The door for a kubelet, in front of containerd's CRI.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cri {
+    /// Where the kubelet asks; `None`: nowhere.
+    pub socket: Option<PathBuf>,
+    /// Where containerd answers.
+    pub containerd: PathBuf,
+    /// How long credentials that pass are kept, in memory.
+    pub keep: Duration,
 }
 
 /// What a pull does when it cannot go on.
@@ -279,6 +292,11 @@ impl Config {
                 ecr: true,
                 plain_http_hosts: Vec::new(),
                 ca_files: Vec::new(),
+            },
+            cri: Cri {
+                socket: None,
+                containerd: "/run/containerd/containerd.sock".into(),
+                keep: Duration::from_secs(30 * 60),
             },
             pull: Pull {
                 on_error: OnError::Fallback,

@@ -15,6 +15,7 @@
 
 mod application;
 mod control;
+mod cri;
 mod error;
 mod flags;
 mod http;

@@ -290,6 +290,24 @@ impl Registry {
         Ok(endpoints.iter().map(|endpoint| endpoint.name.clone()).collect())
     }
 
+    /// Which sources have credentials for an image, for each host that would be asked for it: the
+    /// host, and the sources in their order, with the reason where one fails. Runs docker's helpers, and
+    /// asks AWS for its own registries; asks no registry. No secret is in it.
+    ///
+    /// # Errors
+    /// Where a `hosts.toml` cannot be read or has a mistake.
+    pub async fn credentials(
+        &self,
+        reference: &Reference,
+    ) -> Result<Vec<(String, Vec<String>)>, RegistryError> {
+        let mut found = Vec::new();
+        for endpoint in self.shared.endpoints(reference.registry())? {
+            let scope = endpoint.scope(reference.repository(), "");
+            found.push((endpoint.name.clone(), self.shared.authorizer.sources(scope).await));
+        }
+        Ok(found)
+    }
+
     /// A blob of `size` bytes that is read by ranges. Asks nothing yet.
     pub fn blob(&self, reference: &Reference, digest: BlobDigest, size: u64) -> Blob {
         Blob::new(self.clone(), reference.clone(), digest, size)

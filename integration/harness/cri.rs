@@ -22,6 +22,23 @@ struct ImageRequest {
     image: Option<ImageSpec>,
 }
 
+/// As whom an image is pulled; the kubelet fills in these two fields.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AuthConfig {
+    #[prost(string, tag = "1")]
+    pub(crate) username: String,
+    #[prost(string, tag = "2")]
+    pub(crate) password: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+    #[prost(message, optional, tag = "2")]
+    auth: Option<AuthConfig>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct PullImageResponse {
     #[prost(string, tag = "1")]
@@ -35,6 +52,20 @@ struct Empty {}
 pub(crate) fn pull(socket: &Path, image: &str) -> Result<String, String> {
     call::<PullImageResponse>(socket, "/runtime.v1.ImageService/PullImage", image)
         .map(|answer| answer.image_ref)
+}
+
+/// The same as somebody: a user's name and password go along.
+pub(crate) fn pull_as(
+    socket: &Path,
+    image: &str,
+    (username, password): (&str, &str),
+) -> Result<String, String> {
+    let auth = AuthConfig { username: username.to_owned(), password: password.to_owned() };
+    let request =
+        PullImageRequest { image: Some(ImageSpec { image: image.to_owned() }), auth: Some(auth) };
+    ask::<_, PullImageResponse>(socket, "/runtime.v1.ImageService/PullImage", request)
+        .map(|answer| answer.image_ref)
+        .map_err(|status| format!("{image}: {status}"))
 }
 
 /// Asks it to remove `image`.

@@ -18,22 +18,36 @@ impl Registry {
     /// `.invalid` never resolves.
     pub(crate) const ALIAS: &str = "registry.invalid";
 
+    /// Who may read from [`Registry::guarded`].
+    pub(crate) const USER: (&str, &str) = ("kubelet", "pa55word-of-the-kubelet");
+
     /// Starts it on the storage under `bed`; its own files go to `home`.
     pub(crate) fn start(bed: &Path, home: &Path) -> Self {
-        Self::start_on(bed, &bed.join("registry"), home)
+        Self::start_on(bed, &bed.join("registry"), home, "")
+    }
+
+    /// The same, for [`Registry::USER`] alone.
+    pub(crate) fn guarded(bed: &Path, home: &Path) -> Self {
+        std::fs::create_dir_all(home).expect("the scratch directory is writable");
+        let passwords = home.join("passwords");
+        // The user's password with bcrypt, which the registry wants; 16 rounds, so that it costs nothing.
+        let line = "kubelet:$2b$04$dZQv2eg0wSzPYfbC/Fb.xeU6Ok5kH3WkBz1T.P8GOEAXfjiCFLUxy\n";
+        std::fs::write(&passwords, line).expect("the scratch directory is writable");
+        let auth = format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", passwords.display());
+        Self::start_on(bed, &bed.join("registry"), home, &auth)
     }
 
     /// Starts one that has nothing yet, to be pushed to; all of it lies in `home`.
     pub(crate) fn empty(bed: &Path, home: &Path) -> Self {
         std::fs::create_dir_all(home).expect("the scratch directory is writable");
-        Self::start_on(bed, &home.join("storage"), home)
+        Self::start_on(bed, &home.join("storage"), home, "")
     }
 
-    fn start_on(bed: &Path, storage: &Path, home: &Path) -> Self {
+    fn start_on(bed: &Path, storage: &Path, home: &Path, more: &str) -> Self {
         let address = format!("127.0.0.1:{}", super::free_port());
         let settings = home.join("registry.yml");
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n{more}",
             storage.display()
         );
         std::fs::write(&settings, text).expect("the scratch directory is writable");

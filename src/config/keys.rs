@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::reader::{Document, Section};
 use super::{
-    Backend, Cleanup, Config, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics, Mistake,
-    OnError, Pull, Registry, Sync, parse_duration, parse_size,
+    Backend, Cleanup, Config, Cri, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics,
+    Mistake, OnError, Pull, Registry, Sync, parse_duration, parse_size,
 };
 
 const KIB: u64 = 1 << 10;
@@ -27,6 +27,7 @@ pub(super) fn read(text: &str, defaults: Config) -> Result<Config, Vec<Mistake>>
         limits: limits(root.section("limits"), defaults.limits),
         fetch: fetch(root.section("fetch"), defaults.fetch),
         registry: registry(root.section("registry"), defaults.registry),
+        cri: cri(root.section("cri"), defaults.cri),
         pull: pull(root.section("pull"), defaults.pull),
         metrics: metrics(root.section("metrics"), defaults.metrics),
         log: log(root.section("log"), defaults.log),
@@ -44,6 +45,13 @@ fn together(config: &Config, root: &mut Section<'_, '_>) {
     let socket = root.value("control_socket").or_else(|| root.value("socket"));
     if let Some(value) = socket.filter(|_| config.socket == config.control_socket) {
         value.mistake("socket and control_socket are the same");
+    }
+    let mut cri = root.section("cri");
+    let taken = [&config.socket, &config.control_socket, &config.cri.containerd];
+    if let Some(value) = cri.value("socket")
+        && config.cri.socket.as_ref().is_some_and(|socket| taken.contains(&socket))
+    {
+        value.mistake("cri.socket is a socket that has another use");
     }
     let mut fetch = root.section("fetch");
     let mut limits = root.section("limits");
@@ -118,6 +126,18 @@ fn registry(mut section: Section<'_, '_>, defaults: Registry) -> Registry {
     registry
 }
 
+fn cri(mut section: Section<'_, '_>, defaults: Cri) -> Cri {
+    let s = &mut section;
+    let cri = Cri {
+        socket: path_or_off(s, "socket", defaults.socket),
+        containerd: path(s, "containerd", defaults.containerd),
+        // A kubelet passes them again with each pull; nobody pulls for a day.
+        keep: duration(s, "keep", defaults.keep, (1, 24 * 3600)),
+    };
+    section.finish();
+    cri
+}
+
 fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
     let s = &mut section;
     let words = [("fallback", OnError::Fallback), ("fail", OnError::Fail)];
@@ -186,6 +206,18 @@ fn path(section: &mut Section<'_, '_>, key: &'static str, default: PathBuf) -> P
         value.mistake(format_args!("{text:?} has to be an absolute path"));
     }
     PathBuf::from(text)
+}
+
+fn path_or_off(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    default: Option<PathBuf>,
+) -> Option<PathBuf> {
+    match section.value(key) {
+        Some(value) if value.is_word("off") => None,
+        Some(_) => Some(path(section, key, PathBuf::new())),
+        None => default,
+    }
 }
 
 fn paths(section: &mut Section<'_, '_>, key: &'static str, default: Vec<PathBuf>) -> Vec<PathBuf> {

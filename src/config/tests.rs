@@ -32,10 +32,11 @@ fn the_documented_file_names_every_key() {
             .map(|(key, _)| key.to_owned())
             .collect();
         keys.sort();
+        keys.dedup();
         keys
     };
     let sections =
-        ["", "limits", "fetch", "registry", "pull", "metrics", "log", "history", "cleanup"];
+        ["", "limits", "fetch", "registry", "cri", "pull", "metrics", "log", "history", "cleanup"];
     let mut known = Vec::new();
     for section in sections {
         let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
@@ -124,6 +125,10 @@ fn keys_that_do_not_go_together() {
     );
     let told = mistakes("socket = \"/a\"\ncontrol_socket = \"/a\"\n");
     assert_eq!(told, ["line 2: control_socket: socket and control_socket are the same"]);
+    let told = mistakes("socket = \"/a\"\n[cri]\nsocket = \"/a\"\n");
+    assert_eq!(told, ["line 3: cri.socket: cri.socket is a socket that has another use"]);
+    let told = mistakes("[cri]\nsocket = \"a\"\n");
+    assert_eq!(told, ["line 2: cri.socket: \"a\" has to be an absolute path"]);
     let told = mistakes("[fetch]\nbackoff_initial = \"50s\"\n");
     assert_eq!(told.len(), 1, "{told:?}");
 }

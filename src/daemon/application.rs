@@ -23,8 +23,8 @@ use super::logging::Level;
 use super::signals::{Ended, Signals, Wish};
 use super::sockets::{self, SocketFile};
 use super::wiring::Engine;
-use super::{http, notify, reload};
-use crate::config::{Config, Environment};
+use super::{cri, http, notify, reload};
+use crate::config::{Config, Cri, Environment};
 use crate::otlp::Exporter;
 use crate::timeline::{History, LayerState};
 
@@ -59,6 +59,7 @@ pub(super) struct Application {
     state: Arc<State>,
     containerd: (UnixListener, SocketFile),
     control: (UnixListener, SocketFile),
+    kubelet: Option<(UnixListener, SocketFile)>,
     http: Option<TcpListener>,
 }
 
@@ -106,6 +107,7 @@ impl Application {
         Ok(Self {
             containerd: sockets::listen(&config.socket)?,
             control: sockets::listen(&config.control_socket)?,
+            kubelet: config.cri.socket.as_deref().map(sockets::listen).transpose()?,
             http,
             flags: flags.clone(),
             config,
@@ -117,10 +119,15 @@ impl Application {
 
     /// Serves until a signal ends it.
     pub(super) async fn serve(self) -> Result<Ended, DaemonError> {
-        let Self { flags, mut config, level, mut signals, state, containerd, control, http } = self;
+        let Self { flags, mut config, level, mut signals, state, .. } = self;
+        let Self { containerd, control, kubelet, http, .. } = self;
         let (containerd, _containerd_file) = containerd;
         let (control, _control_file) = control;
         let mut doors = open_doors(&state, containerd, control, http);
+        let (kubelet, _kubelet_file) = kubelet.unzip();
+        if let Some(listener) = kubelet {
+            doors.spawn(open_to_kubelet(&state, listener, config.cri.clone()));
+        }
         let watchdog = tokio::spawn(watch(Arc::clone(&state)));
         notify::ready();
         tracing::info!("ready");
@@ -188,6 +195,15 @@ fn open_doors(
         doors.spawn(http::serve(Arc::clone(state), listener));
     }
     doors
+}
+
+fn open_to_kubelet(
+    state: &State,
+    listener: UnixListener,
+    cri: Cri,
+) -> impl Future<Output = Result<(), DaemonError>> + use<> {
+    let (keychain, closing) = (state.engine.keychain.clone(), state.closing.clone());
+    async move { cri::serve(listener, &cri.containerd, keychain, cri.keep, closing).await }
 }
 
 fn closed_by_itself(ended: Result<Result<(), DaemonError>, tokio::task::JoinError>) -> DaemonError {

@@ -44,6 +44,7 @@ fn waiting(current: &Config, new: &Config) -> Vec<&'static str> {
         ("[limits]", current.limits != new.limits),
         ("[fetch]", current.fetch != new.fetch),
         ("[registry]", current.registry != new.registry),
+        ("[cri]", current.cri != new.cri),
         ("[pull]", current.pull != new.pull),
         ("[metrics]", current.metrics != new.metrics),
         ("log.format", current.log.format != new.log.format),

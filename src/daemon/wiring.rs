@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::pull::trees::{HeldTree, TreeStore};
 use crate::pull::{self, PullError, Puller};
-use crate::registry::{self, Registry};
+use crate::registry::{self, Keychain, Registry};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
 use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
 
@@ -37,6 +37,8 @@ pub(super) struct Engine {
     /// `None`: nothing is fetched.
     fetcher: Option<Fetcher>,
     on_error: OnError,
+    /// What a kubelet passed.
+    pub(super) keychain: Keychain,
 }
 
 impl Engine {
@@ -61,9 +63,10 @@ impl Engine {
         let snapshots = Snapshots::open(&config.root, options)
             .map_err(|source| DaemonError::Root { root: config.root.clone(), source })?;
         let history = history(config);
+        let keychain = Keychain::default();
         let fetcher = match no_pull {
             true => None,
-            false => Some(fetcher(config, &budget, &metrics)?),
+            false => Some(fetcher(config, &budget, &metrics, &keychain)?),
         };
         let ended = {
             let (metrics, traces) = (Arc::clone(&metrics), traces.clone());
@@ -79,7 +82,17 @@ impl Engine {
             .as_ref()
             .map(|fetcher| puller(config, fetcher, &snapshots, &history, &budget, ended));
         let on_error = config.pull.on_error;
-        Ok(Self { snapshots, puller, history, budget, metrics, traces, fetcher, on_error })
+        Ok(Self {
+            snapshots,
+            puller,
+            history,
+            budget,
+            metrics,
+            traces,
+            fetcher,
+            on_error,
+            keychain,
+        })
     }
 
     /// Serves containerd until `shutdown`.
@@ -143,9 +156,17 @@ fn history(config: &Config) -> History {
     })
 }
 
-fn fetcher(config: &Config, budget: &Budget, metrics: &Metrics) -> Result<Fetcher, DaemonError> {
-    let settings =
-        registry::Settings { metrics: metrics.requests.clone(), ..config.registry_settings() };
+fn fetcher(
+    config: &Config,
+    budget: &Budget,
+    metrics: &Metrics,
+    keychain: &Keychain,
+) -> Result<Fetcher, DaemonError> {
+    let settings = registry::Settings {
+        metrics: metrics.requests.clone(),
+        keychain: keychain.clone(),
+        ..config.registry_settings()
+    };
     Ok(Fetcher::new(Registry::new(settings)?, budget.clone(), config.fetch_limits()))
 }
 

@@ -27,6 +27,7 @@ pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, image: Opti
     hosts(checks, config, &registry);
     checks.push(credentials(config));
     if let Some(image) = image {
+        checks.extend(sources(&registry, image).await);
         checks.push(answer(&registry, image).await);
     }
 }
@@ -67,6 +68,21 @@ fn hosts(checks: &mut Vec<Check>, config: &Config, registry: &Registry) {
     }
 }
 
+/// The sources beside docker's configuration.
+fn others(config: &Config) -> String {
+    let mut told = String::new();
+    for dir in &config.registry.kubernetes_secrets {
+        told += &format!("; pull secrets in {}", dir.display());
+    }
+    if config.registry.ecr {
+        told += "; AWS for its own registries";
+    }
+    if let Some(socket) = &config.cri.socket {
+        told += &format!("; what the kubelet passes through {}", socket.display());
+    }
+    told
+}
+
 fn credentials(config: &Config) -> Check {
     const NAME: &str = "credentials";
     let path = &config.registry.docker_config;
@@ -74,7 +90,7 @@ fn credentials(config: &Config) -> Check {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Check::ok(NAME, format!("none: there is no {shown}; public images only"));
+            return Check::ok(NAME, format!("there is no {shown}{}", others(config)));
         }
         Err(error) => {
             return Check::wrong(
@@ -92,9 +108,10 @@ fn credentials(config: &Config) -> Check {
                 .as_str()
                 .map_or(String::new(), |s| format!(", all else by docker-credential-{s}"));
             let found = format!(
-                "{shown}: {} registries, {} helpers{all}",
+                "{shown}: {} registries, {} helpers{all}{}",
                 keys("auths"),
-                keys("credHelpers")
+                keys("credHelpers"),
+                others(config)
             );
             Check::ok(NAME, found)
         }
@@ -104,6 +121,23 @@ fn credentials(config: &Config) -> Check {
             "docker login writes it anew",
         ),
     }
+}
+
+/// Who has credentials for an image.
+async fn sources(registry: &Registry, image: &str) -> Option<Check> {
+    // That it is no reference, or its hosts.toml wrong, is told by the other checks.
+    let reference = pull::parse_reference(image).ok()?;
+    let found = tokio::time::timeout(PATIENCE, registry.credentials(&reference)).await;
+    let told: Vec<String> = found
+        .ok()?
+        .ok()?
+        .into_iter()
+        .map(|(host, sources)| match sources.is_empty() {
+            true => format!("{host}: no credentials"),
+            false => format!("{host}: {}", sources.join(", then ")),
+        })
+        .collect();
+    Some(Check::ok("credentials for it", told.join("; ")))
 }
 
 async fn answer(registry: &Registry, image: &str) -> Check {
