@@ -326,7 +326,7 @@ impl Shared {
         let stop = reader.canceller();
         let named = layer.clone();
         let dest = match staged.image.clone() {
-            Some(file) => Dest::Image { file, budget: self.budget.clone() },
+            Some(staged) => Dest::Image { staged, budget: self.budget.clone() },
             None => Dest::Files(staged.path.clone()),
         };
         let resources = self.resources(window_bytes, &recorder);
