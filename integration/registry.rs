@@ -16,6 +16,8 @@ mod faulty_registry;
 mod places;
 #[path = "registry/sharing.rs"]
 mod sharing;
+#[path = "registry/tls.rs"]
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
