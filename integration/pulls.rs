@@ -10,6 +10,8 @@ mod harness;
 
 #[path = "pulls/bottlenecks.rs"]
 mod bottlenecks;
+#[path = "pulls/browser.rs"]
+mod browser;
 #[path = "pulls/daemon.rs"]
 mod daemon;
 #[path = "pulls/dashboards.rs"]

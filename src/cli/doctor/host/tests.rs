@@ -56,7 +56,8 @@ fn a_socket_is_one_and_is_roots_alone() {
     finds(&socket("socket", &path), Verdict::Wrong, "is no socket", "rm ");
     std::fs::remove_file(&path).unwrap();
     let _listener = UnixListener::bind(&path).unwrap();
-    let mode = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    let mode =
+        |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     for open in [0o660, 0o602, 0o601] {
         mode(open);
         finds(&socket("socket", &path), Verdict::Wrong, "could mount as root", "chmod 0600");
