@@ -20,6 +20,8 @@ mod dashboards;
 mod doctor;
 #[path = "pulls/images.rs"]
 mod images;
+#[path = "pulls/logs.rs"]
+mod logs;
 #[path = "pulls/pages.rs"]
 mod pages;
 #[path = "pulls/secrets.rs"]
