@@ -341,10 +341,10 @@ mod tests {
             error: None,
         };
         let good = plugin("hoist", exports("true"));
-        assert_eq!(registered(&[good.clone()], "hoist", true).verdict, Verdict::Ok);
+        assert_eq!(registered(std::slice::from_ref(&good), "hoist", true).verdict, Verdict::Ok);
         // containerd 1.x has no exports, and needs none.
         let bare = plugin("hoist", HashMap::new());
-        assert_eq!(registered(&[bare.clone()], "hoist", false).verdict, Verdict::Ok);
+        assert_eq!(registered(std::slice::from_ref(&bare), "hoist", false).verdict, Verdict::Ok);
         for without in [bare, plugin("hoist", exports("false"))] {
             let check = registered(&[without], "hoist", true);
             finds(&check, Verdict::Wrong, "[proxy_plugins.hoist.exports]");
