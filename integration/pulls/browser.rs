@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::daemon::{Daemon, blocking};
 use super::faulty_registry::{FaultyRegistry, Reply};
-use super::harness::{must, prepare, skipped};
+use super::harness::{loudly, must, prepare, skipped};
 use super::images::{Layer, noise, push};
 
 /// A browser with one page.
@@ -213,7 +213,7 @@ async fn a_pull_of_200_layers_in_a_browser() {
                 "new Promise(done => new PerformanceObserver(list => done(list.getEntries().at(-1).startTime))\
                  .observe({ type: 'paint', buffered: true }))",
             );
-            println!("{LAYERS} layers, {width} pixels, {scheme}: loaded after {took} ms, painted after {painted} ms");
+            loudly(&format!("{LAYERS} layers, {width} pixels, {scheme}: loaded after {took} ms, painted after {painted} ms"));
             browser.picture(&format!("pull-{width}-{scheme}"));
             browser.look(&format!("{origin}/"), width, scheme);
             papers.insert(is_well(&mut browser, &origin));

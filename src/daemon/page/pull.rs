@@ -72,15 +72,9 @@ fn verdict(main: &mut String, report: &PullReport) {
          <p><strong>What would help:</strong> {}.</p></section>",
         if report.state == PullState::Running { " so far" } else { "" },
         judgement.bottleneck.words(),
-        escaped(&sentence(&judgement.evidence)),
+        escaped(&judgement.evidence),
         escaped(&judgement.advice),
     );
-}
-
-/// With a capital at its beginning.
-fn sentence(text: &str) -> String {
-    let mut rest = text.chars();
-    rest.next().map_or(String::new(), |first| first.to_uppercase().chain(rest).collect())
 }
 
 fn phases(main: &mut String, report: &PullReport) {
