@@ -345,13 +345,14 @@ impl Shared {
     }
 }
 
-/// Runs `work` on a thread for blocking work.
+/// Runs `work` on a thread for blocking work; what it logs says of which pull and layer it is.
 pub(super) async fn blocking<T: Send + 'static>(
     layer: &ImageLayer,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, PullError> {
     let layer = layer.blob;
-    tokio::task::spawn_blocking(work)
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
         .await
         .map_err(|_| PullError::Internal { layer, what: "a blocking task" })
 }

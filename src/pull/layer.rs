@@ -145,7 +145,8 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
             recorder: &recorder,
             footprint,
         };
-        let run = move || stage.run(compression, resources, &to_unpack, unwanted);
+        let span = tracing::Span::current();
+        let run = move || span.in_scope(|| stage.run(compression, resources, &to_unpack, unwanted));
         let stage = std::thread::Builder::new().name("hoist-decode".to_owned());
         let stage = stage.spawn_scoped(scope, run).map_err(|source| {
             PullError::from(StoreError::Io { doing: "start a layer's thread".to_owned(), source })
