@@ -18,6 +18,8 @@ mod daemon;
 mod dashboards;
 #[path = "pulls/doctor.rs"]
 mod doctor;
+#[path = "pulls/ecr.rs"]
+mod ecr;
 #[path = "pulls/images.rs"]
 mod images;
 #[path = "pulls/logs.rs"]

@@ -18,6 +18,8 @@ mod patience;
 mod places;
 #[path = "registry/sharing.rs"]
 mod sharing;
+#[path = "registry/sources.rs"]
+mod sources;
 #[path = "registry/tls.rs"]
 mod tls;
 

@@ -146,6 +146,10 @@ pub struct Registry {
     pub hosts_dirs: Vec<PathBuf>,
     /// Docker's `config.json`.
     pub docker_config: PathBuf,
+    /// Directories of Kubernetes' pull secrets.
+    pub kubernetes_secrets: Vec<PathBuf>,
+    /// Whether AWS is asked for the passwords of its own registries.
+    pub ecr: bool,
     /// Hosts that are spoken to without TLS.
     pub plain_http_hosts: Vec<String>,
     /// PEM files of further certificate authorities.
@@ -271,6 +275,8 @@ impl Config {
             registry: Registry {
                 hosts_dirs: vec!["/etc/containerd/certs.d".into()],
                 docker_config: environment.docker_config(),
+                kubernetes_secrets: Vec::new(),
+                ecr: true,
                 plain_http_hosts: Vec::new(),
                 ca_files: Vec::new(),
             },

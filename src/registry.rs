@@ -36,6 +36,7 @@ use crate::image::{BlobDigest, Sha256};
 use crate::metrics::RequestMetrics;
 
 pub use blob::{Blob, Body};
+pub use credentials::Keychain;
 pub use error::RegistryError;
 pub use oci_spec::distribution::{ParseError, Reference};
 pub use push::{Push, ReadPart, Sent};
@@ -62,8 +63,14 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
 pub struct Settings {
     /// Directories with `HOST/hosts.toml`, containerd's `certs.d`; the first that has one counts.
     pub hosts_dirs: Vec<PathBuf>,
-    /// A docker `config.json`; `None` means no credentials.
+    /// What a kubelet passed; tried before all else.
+    pub keychain: Keychain,
+    /// A docker `config.json`.
     pub docker_config: Option<PathBuf>,
+    /// Directories of Kubernetes' pull secrets, in files of docker's form.
+    pub kubernetes_secrets: Vec<PathBuf>,
+    /// Whether AWS is asked for the passwords of its own registries.
+    pub ecr: bool,
     /// Hosts, with or without port, that are asked by plain HTTP. Loopback hosts with a port are
     /// anyway.
     pub plain_http_hosts: Vec<String>,
@@ -89,7 +96,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             hosts_dirs: Vec::new(),
+            keychain: Keychain::default(),
             docker_config: None,
+            kubernetes_secrets: Vec::new(),
+            ecr: false,
             plain_http_hosts: Vec::new(),
             ca_files: Vec::new(),
             connect_timeout: Duration::from_secs(10),
@@ -176,7 +186,7 @@ impl Registry {
         for file in &settings.ca_files {
             tls::certificates(file)?;
         }
-        let credentials = credentials::Credentials::new(settings.docker_config.clone());
+        let credentials = credentials::Credentials::new(&settings);
         let shared = Shared {
             clients: Clients::new(settings.ca_files.clone(), settings.connect_timeout),
             authorizer: Authorizer::new(

@@ -41,15 +41,23 @@ fn guard(server: &FaultyRegistry, elsewhere: String) {
     });
 }
 
-/// All text below a directory.
+/// All text below a directory. The daemon sweeps meanwhile: what is gone says nothing.
 fn files(directory: &Path, into: &mut String) {
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return,
+        Err(error) => panic!("{}: {error}", directory.display()),
+    };
+    for entry in entries.flatten() {
         let path = entry.path();
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => files(&path, into),
-            Ok(kind) if kind.is_file() => {
-                into.push_str(&String::from_utf8_lossy(&std::fs::read(&path).unwrap()));
-            }
+            Ok(kind) if kind.is_file() => match std::fs::read(&path) {
+                Ok(bytes) => into.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) if gone(&error) => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            },
             _ => {}
         }
     }

@@ -119,7 +119,9 @@ async fn credentials_go_to_the_token_service() {
     let (_dir, wrong) =
         docker_config(&format!(r#""{}": {{"auth": "dXNlcjp3cm9uZw=="}}"#, server.host));
     let error = with(Some(wrong)).manifest(&reference(&server.host)).await.unwrap_err().to_string();
-    assert!(error.contains("do not allow it"), "{error}");
+    let says = format!("config.json: {}, which gives out tokens, answered 401", server.host);
+    assert!(error.contains(&says), "{error}");
+    assert!(!error.contains("wrong"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,6 +109,8 @@ fn registry(mut section: Section<'_, '_>, defaults: Registry) -> Registry {
     let registry = Registry {
         hosts_dirs: paths(s, "hosts_dirs", defaults.hosts_dirs),
         docker_config: path(s, "docker_config", defaults.docker_config),
+        kubernetes_secrets: paths(s, "kubernetes_secrets", defaults.kubernetes_secrets),
+        ecr: word(s, "ecr", defaults.ecr, &[("auto", true), ("off", false)]),
         plain_http_hosts: hosts(s, "plain_http_hosts", defaults.plain_http_hosts),
         ca_files: paths(s, "ca_files", defaults.ca_files),
     };

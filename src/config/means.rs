@@ -22,6 +22,8 @@ impl Config {
         registry::Settings {
             hosts_dirs: self.registry.hosts_dirs.clone(),
             docker_config: Some(self.registry.docker_config.clone()),
+            kubernetes_secrets: self.registry.kubernetes_secrets.clone(),
+            ecr: self.registry.ecr,
             plain_http_hosts: self.registry.plain_http_hosts.clone(),
             ca_files: self.registry.ca_files.clone(),
             connect_timeout: self.fetch.connect_timeout,

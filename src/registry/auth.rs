@@ -1,10 +1,19 @@
 //! Answers to the challenges of registries.
 //!
 //! A registry that wants to know who asks answers 401 and says how it wants to be convinced:
-//! `Basic`, or `Bearer` with the address of a token service. What convinced it is kept for each
-//! host and repository until it expires; then, and after a refusal, it is made anew, once however
-//! many requests are refused at the same time: they wait at the entry's lock, and whoever comes
-//! second finds a newer generation than the one that was refused.
+//! `Basic`, or `Bearer` with the address of a token service. Credentials may come from several
+//! sources; they are tried one after the other until one is taken, and the one that was is kept for
+//! each host and repository until it expires, and tried first at the host's other repositories.
+//!
+//! ```text
+//! 401 ──▶ first candidate ──refused──▶ next ──refused──▶ … ──none left──▶ error: who was tried, what each was told
+//!               │                      │
+//!               ╰──────taken──────▶ proved ──refused later: it has expired──▶ the same source anew, then the others
+//! ```
+//!
+//! However many requests are refused at the same time, what they need is made once: they wait at
+//! the entry's lock, and whoever comes second finds a newer generation than the one that was refused. Where all
+//! were refused, those that began before share the error, and those that come later try again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +24,7 @@ use reqwest::{RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 
 use super::clients::{Clients, is_loopback};
-use super::credentials::{Credential, Credentials};
+use super::credentials::{Candidate, Credential, Credentials, Origin, Place, Tried, Walk};
 use super::endpoint::authority;
 use super::hosts::HostConfig;
 use super::{RegistryError, retry};
@@ -76,13 +85,45 @@ pub(super) fn parse_challenges(headers: &HeaderMap) -> Option<Challenge> {
     basic
 }
 
+/// How often one request may be refused and still try on: more than there are sources, their
+/// renewals included.
+const REFUSALS_MOST: u32 = 16;
+
 #[derive(Default)]
 struct Entry {
     generation: u64,
     challenge: Option<Challenge>,
     authorization: Option<Authorization>,
     expires: Option<Instant>,
-    had_credentials: bool,
+    /// What the authorization was made of; `None`: of nothing.
+    candidate: Option<Candidate>,
+    /// Whether a request came through with it.
+    proved: bool,
+    walk: Option<Walk>,
+    /// Whether the walk's end was reached, and a token asked for without credentials.
+    bare: bool,
+    spent: Option<Spent>,
+}
+
+/// All that there was did not do.
+struct Spent {
+    at: Instant,
+    status: StatusCode,
+    tried: Vec<Tried>,
+}
+
+/// One request on its way, which may be refused several times.
+#[derive(Debug)]
+pub(super) struct Visit {
+    begun: Instant,
+    generation: u64,
+    refusals: u32,
+}
+
+impl Visit {
+    pub(super) fn begin() -> Self {
+        Self { begun: Instant::now(), generation: 0, refusals: 0 }
+    }
 }
 
 type Key = (String, String);
@@ -94,10 +135,18 @@ pub(super) struct Scope<'a> {
     pub(super) host: &'a HostConfig,
     /// The host's name and port, as errors and credentials have it.
     pub(super) name: &'a str,
+    /// The registry of the image references, where the host only stands for it.
+    pub(super) stands_for: Option<&'a str>,
     /// The repository.
     pub(super) repository: &'a str,
     /// What is asked for, in words.
     pub(super) what: &'a str,
+}
+
+impl<'a> Scope<'a> {
+    fn place(&self) -> Place<'a> {
+        Place { host: self.name, stands_for: self.stands_for, repository: self.repository }
+    }
 }
 
 /// Whoever answers challenges.
@@ -106,6 +155,8 @@ pub(super) struct Authorizer {
     timeout: Duration,
     metrics: RequestMetrics,
     entries: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Entry>>>>,
+    /// What was taken last, by host.
+    taken: Mutex<HashMap<String, Origin>>,
 }
 
 impl Authorizer {
@@ -115,7 +166,7 @@ impl Authorizer {
         timeout: Duration,
         metrics: RequestMetrics,
     ) -> Self {
-        Self { credentials, timeout, metrics, entries: Mutex::default() }
+        Self { credentials, timeout, metrics, entries: Mutex::default(), taken: Mutex::default() }
     }
 
     fn entry(&self, scope: Scope<'_>) -> Arc<tokio::sync::Mutex<Entry>> {
@@ -124,7 +175,7 @@ impl Authorizer {
         Arc::clone(entries.entry(key).or_default())
     }
 
-    /// What is known to convince the host, renewed if it has expired, and its generation.
+    /// What is known to convince the host, renewed if it has expired.
     ///
     /// # Errors
     /// Where the renewal fails.
@@ -132,97 +183,197 @@ impl Authorizer {
         &self,
         clients: &Clients,
         scope: Scope<'_>,
-    ) -> Result<(Option<Authorization>, u64), RegistryError> {
+        visit: &mut Visit,
+    ) -> Result<Option<Authorization>, RegistryError> {
         let entry = self.entry(scope);
         let mut entry = entry.lock().await;
         if entry.expires.is_some_and(|expires| expires <= Instant::now()) {
-            self.renew(clients, scope, &mut entry).await?;
+            self.start_walk(scope, &mut entry);
+            self.advance(clients, scope, &mut entry, StatusCode::UNAUTHORIZED).await?;
         }
-        Ok((entry.authorization.clone(), entry.generation))
+        visit.generation = entry.generation;
+        Ok(entry.authorization.clone())
     }
 
-    /// Answers the challenge in the `headers` of a 401 for a request of generation `refused`.
+    /// Notes that the host let the request in.
+    pub(super) fn accepted(&self, scope: Scope<'_>, visit: &Visit) {
+        let entry = self.entry(scope);
+        // Whoever holds it makes a new authorization; the old one's praise is not missed.
+        let Ok(mut entry) = entry.try_lock() else { return };
+        if entry.generation != visit.generation || entry.proved {
+            return;
+        }
+        entry.proved = true;
+        entry.walk = None;
+        if let Some(Candidate { origin, .. }) = &entry.candidate {
+            tracing::debug!(host = scope.name, repository = scope.repository, %origin, "taken");
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.insert(scope.name.to_owned(), origin.clone());
+        }
+    }
+
+    /// Answers a 401 or 403, with its `headers`, so that the request can be made again.
     ///
     /// # Errors
-    /// Where there is nothing to answer with, or the token service fails.
-    pub(super) async fn answer(
+    /// Where there is nothing left to answer with, or the token service fails.
+    pub(super) async fn refused(
         &self,
         clients: &Clients,
         scope: Scope<'_>,
-        refused: u64,
+        visit: &mut Visit,
+        status: StatusCode,
         headers: &HeaderMap,
     ) -> Result<(), RegistryError> {
+        visit.refusals += 1;
         let entry = self.entry(scope);
         let mut entry = entry.lock().await;
-        if entry.generation != refused {
+        if entry.generation != visit.generation {
+            return match &entry.spent {
+                Some(spent) if visit.begun < spent.at => {
+                    Err(self.unauthorized(scope, spent.status, &spent.tried))
+                }
+                _ if visit.refusals < REFUSALS_MOST => Ok(()),
+                _ => Err(self.unauthorized(scope, status, &[])),
+            };
+        }
+        let challenge = parse_challenges(headers);
+        if status == StatusCode::UNAUTHORIZED {
+            let Some(challenge) = challenge else {
+                return Err(RegistryError::Unauthorized {
+                    host: scope.name.to_owned(),
+                    what: scope.what.to_owned(),
+                    status: status.as_u16(),
+                    way_out: "it offers neither Basic nor Bearer, which are what hoist can answer"
+                        .to_owned(),
+                });
+            };
+            entry.challenge = Some(challenge);
+        } else if entry.authorization.is_none() {
+            return Err(self.unauthorized(scope, status, &[]));
+        }
+        let answer = format!("the registry answered {}", status.as_u16());
+        if visit.refusals >= REFUSALS_MOST {
+            let tried = entry.walk.as_ref().map_or(&[][..], Walk::tried);
+            return Err(self.unauthorized(scope, status, tried));
+        }
+        if status == StatusCode::FORBIDDEN && entry.proved {
+            // Mostly a token that has expired: without it a challenge comes, for this very request.
+            entry.authorization = None;
+            entry.expires = None;
+            entry.generation += 1;
             return Ok(());
         }
-        let Some(challenge) = parse_challenges(headers) else {
-            return Err(RegistryError::Unauthorized {
-                host: scope.name.to_owned(),
-                what: scope.what.to_owned(),
-                status: 401,
-                way_out: "it offers neither Basic nor Bearer, which are what hoist can answer"
-                    .to_owned(),
-            });
-        };
-        entry.challenge = Some(challenge);
-        self.renew(clients, scope, &mut entry).await
-    }
-
-    /// Forgets what was refused with a 403, so that the next request is challenged anew.
-    pub(super) async fn forget(&self, scope: Scope<'_>, refused: u64) {
-        let entry = self.entry(scope);
-        let mut entry = entry.lock().await;
-        if entry.generation == refused {
-            *entry = Entry { generation: refused + 1, ..Entry::default() };
+        if let Some(candidate) = &entry.candidate {
+            self.credentials.refused(scope.place(), candidate).await;
         }
+        let Entry { walk, candidate, .. } = &mut *entry;
+        match (walk, candidate) {
+            (Some(walk), Some(candidate)) => walk.refused(candidate, answer),
+            (Some(walk), None) => walk.refused_bare(answer),
+            (None, _) => self.start_walk(scope, &mut entry),
+        }
+        self.advance(clients, scope, &mut entry, status).await
     }
 
-    /// The error for a request that stays refused.
-    pub(super) async fn refusal(&self, scope: Scope<'_>, status: StatusCode) -> RegistryError {
-        let had_some = self.entry(scope).lock().await.had_credentials;
-        self.unauthorized(scope, status, had_some)
-    }
-
-    fn unauthorized(&self, scope: Scope<'_>, status: StatusCode, had_some: bool) -> RegistryError {
+    fn unauthorized(&self, scope: Scope<'_>, status: StatusCode, tried: &[Tried]) -> RegistryError {
         RegistryError::Unauthorized {
             host: scope.name.to_owned(),
             what: scope.what.to_owned(),
             status: status.as_u16(),
-            way_out: self.credentials.way_out(scope.name, had_some),
+            way_out: self.credentials.way_out(scope.name, tried),
         }
     }
 
-    async fn renew(
+    /// Begins with what was taken the last time: here, or elsewhere at the same host.
+    fn start_walk(&self, scope: Scope<'_>, entry: &mut Entry) {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = entry.candidate.as_ref().map(|candidate| candidate.origin.clone());
+        let remembered = before.or_else(|| taken.get(scope.name).cloned());
+        entry.walk = Some(Walk::new(remembered));
+        entry.bare = false;
+    }
+
+    /// Makes an authorization of the walk's next candidate. `status` is that of the last refusal.
+    async fn advance(
         &self,
         clients: &Clients,
         scope: Scope<'_>,
         entry: &mut Entry,
+        mut status: StatusCode,
     ) -> Result<(), RegistryError> {
-        let credential = self.credentials.find(scope.name).await?;
-        entry.had_credentials = credential.is_some();
-        entry.authorization = None;
-        entry.expires = None;
         entry.generation += 1;
-        match entry.challenge.clone() {
-            None => {}
-            Some(Challenge::Basic) => match credential {
-                Some(Credential::Password(user, password)) => {
-                    entry.authorization = Some(Authorization::Basic(user, password));
+        (entry.authorization, entry.expires, entry.proved) = (None, None, false);
+        // Whatever ends this, an error too, ends the walk; only success takes it up again.
+        let mut walk = entry.walk.take().unwrap_or_else(|| Walk::new(None));
+        let challenge = entry.challenge.clone().unwrap_or(Challenge::Basic);
+        while !entry.bare {
+            let candidate = walk.next(&self.credentials, scope.place()).await;
+            entry.candidate.clone_from(&candidate);
+            entry.bare = candidate.is_none();
+            match self.authorize(clients, scope, &challenge, candidate.clone()).await? {
+                Ok((authorization, expires)) => {
+                    entry.authorization = Some(authorization);
+                    entry.expires = expires;
+                    entry.walk = Some(walk);
+                    return Ok(());
                 }
-                // A refresh token is of no use without a token service.
-                _ => return Err(self.unauthorized(scope, StatusCode::UNAUTHORIZED, false)),
-            },
-            Some(Challenge::Bearer { realm, service, scope: wanted }) => {
-                let question = TokenQuestion { realm: &realm, service, wanted, credential };
-                let asked = Instant::now();
-                let token = self.ask(clients, scope, question).await?;
-                entry.expires = Some(asked + token.usable());
-                entry.authorization = Some(Authorization::Bearer(token.text));
+                Err(Refusal { answer, by }) => {
+                    match &candidate {
+                        Some(candidate) => {
+                            self.credentials.refused(scope.place(), candidate).await;
+                            walk.refused(candidate, answer);
+                        }
+                        // To be told that a password is wanted does not help.
+                        None if challenge == Challenge::Basic => {}
+                        None => walk.refused_bare(answer),
+                    }
+                    status = by.unwrap_or(status);
+                }
             }
         }
-        Ok(())
+        let tried = walk.tried().to_vec();
+        let error = self.unauthorized(scope, status, &tried);
+        entry.candidate = None;
+        entry.spent = Some(Spent { at: Instant::now(), status, tried });
+        Err(error)
+    }
+
+    /// What a candidate, or nobody's word, is worth under a challenge.
+    async fn authorize(
+        &self,
+        clients: &Clients,
+        scope: Scope<'_>,
+        challenge: &Challenge,
+        candidate: Option<Candidate>,
+    ) -> Result<Result<(Authorization, Option<Instant>), Refusal>, RegistryError> {
+        match challenge {
+            Challenge::Basic => Ok(match candidate {
+                Some(Candidate {
+                    credential: Credential::Password(user, password),
+                    expires,
+                    ..
+                }) => Ok((Authorization::Basic(user, password), expires)),
+                Some(_) => {
+                    Err(Refusal::because("it is a token, and the registry wants a password"))
+                }
+                None => Err(Refusal::because("the registry wants a password")),
+            }),
+            Challenge::Bearer { realm, service, scope: wanted } => {
+                let (credential, expires) = candidate.map(|c| (c.credential, c.expires)).unzip();
+                let question = TokenQuestion {
+                    realm,
+                    service: service.clone(),
+                    wanted: wanted.clone(),
+                    credential,
+                };
+                let asked = Instant::now();
+                Ok(self.ask(clients, scope, question).await?.map(|token| {
+                    let usable = asked + token.usable();
+                    let expires = expires.flatten().map_or(usable, |expires| usable.min(expires));
+                    (Authorization::Bearer(token.text), Some(expires))
+                }))
+            }
+        }
     }
 
     async fn ask(
@@ -230,7 +381,7 @@ impl Authorizer {
         clients: &Clients,
         scope: Scope<'_>,
         question: TokenQuestion<'_>,
-    ) -> Result<Token, RegistryError> {
+    ) -> Result<Result<Token, Refusal>, RegistryError> {
         let failed = |problem: String, transient, retry_after| RegistryError::Token {
             host: scope.name.to_owned(),
             realm: question.realm.to_owned(),
@@ -247,7 +398,7 @@ impl Authorizer {
             "http" if may_be_open => {}
             _ => return Err(refuse("it is not HTTPS, and credentials are not sent in the open")),
         }
-        let had_some = question.credential.is_some();
+        let spent_token = matches!(question.credential, Some(Credential::IdentityToken(_)));
         let request = question.request(clients, scope, url.clone())?;
         let exchange = async {
             let response = request.send().await?;
@@ -270,8 +421,11 @@ impl Authorizer {
             }
             Ok(Ok(answer)) => answer,
         };
-        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Err(self.unauthorized(scope, status, had_some));
+        // A refresh token that is no longer good is an invalid grant to OAuth 2: a 400.
+        let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        if refused || (status == StatusCode::BAD_REQUEST && spent_token) {
+            let answer = format!("{host}, which gives out tokens, answered {}", status.as_u16());
+            return Ok(Err(Refusal { answer, by: Some(status) }));
         }
         if !status.is_success() {
             let after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -282,7 +436,20 @@ impl Authorizer {
         if body.len() > TOKEN_BYTES_MOST {
             return Err(refuse("its answer is too large"));
         }
-        Token::parse(&body).ok_or_else(|| refuse("there is no token in its answer"))
+        Token::parse(&body).map(Ok).ok_or_else(|| refuse("there is no token in its answer"))
+    }
+}
+
+/// Why a candidate is passed over.
+struct Refusal {
+    answer: String,
+    /// The status with which a token service refused it.
+    by: Option<StatusCode>,
+}
+
+impl Refusal {
+    fn because(answer: &str) -> Self {
+        Self { answer: answer.to_owned(), by: None }
     }
 }
 

@@ -1,30 +1,24 @@
-//! Credentials from a docker `config.json`.
+//! Credentials: where they come from, and in which order they are tried.
 //!
-//! The file is read anew each time that credentials are needed, which is once a token: whoever
-//! renews it need not tell the daemon. The `docker_credential` crate reads `auths`. Helpers
-//! (`docker-credential-NAME get`, the host on their standard input, JSON on their output) are run
-//! here instead, because the crate waits for them without a bound.
+//! Several sources may have some for a host: what the kubelet passed ([`Keychain`]), a docker
+//! `config.json`, mounted secrets of Kubernetes, AWS for its own registries. Having some says
+//! nothing: a token lies there long expired, a secret is for another team's repository. So the first
+//! that *works* wins. A [`Walk`] hands out one [`Candidate`] after the other, asking a source only
+//! when all before it were refused, and notes what became of each; `auth` tries them and remembers
+//! which one was taken. Every source is read anew for each walk, so that whoever renews a file need
+//! not tell the daemon.
 
-use std::path::PathBuf;
-use std::process::Stdio;
-use std::time::Duration;
+mod docker;
+mod ecr;
+mod keychain;
+mod kubernetes;
 
-use docker_credential::{CredentialRetrievalError, DockerCredential};
-use serde::Deserialize;
-use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use std::collections::VecDeque;
+use std::time::Instant;
 
-use super::RegistryError;
+use super::{RegistryError, Settings};
 
-/// How long a helper may take; one that asks a cloud's API for a token needs a second or two.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Under which name docker keeps the credentials of Docker Hub.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-
-/// What a helper calls the user where the secret is an identity token.
-const TOKEN_USER: &str = "<token>";
+pub use keychain::Keychain;
 
 /// What a host is convinced with.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,239 +38,239 @@ impl std::fmt::Debug for Credential {
     }
 }
 
-/// Where credentials come from.
-#[derive(Clone, Debug)]
-pub(super) struct Credentials {
-    file: Option<PathBuf>,
+/// What credentials are for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// The host that is asked, with its port where the address has one.
+    pub(super) host: &'a str,
+    /// The registry of the image references, where the host only stands for it.
+    pub(super) stands_for: Option<&'a str>,
+    /// The repository.
+    pub(super) repository: &'a str,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    username: String,
-    secret: String,
+/// The registry that an image reference of Docker Hub names, for the host that serves it.
+fn registry_of(host: &str) -> &str {
+    match host {
+        "registry-1.docker.io" | "index.docker.io" => "docker.io",
+        other => other,
+    }
+}
+
+/// A kind of source, in the order of trying: what was handed over for this very image goes first,
+/// what the operator wrote down comes next, and what has to be asked for over the network last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Keychain,
+    Docker,
+    Kubernetes,
+    Ecr,
+}
+
+const ORDER: [Source; 4] = [Source::Keychain, Source::Docker, Source::Kubernetes, Source::Ecr];
+
+/// Where a credential is from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Origin {
+    source: Source,
+    /// For people. No secret.
+    name: String,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// A credential that may work.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) origin: Origin,
+    pub(super) credential: Credential,
+    /// When it stops being one.
+    pub(super) expires: Option<Instant>,
+    /// Whether its source has had it for a while, and can make a new one.
+    pub(super) cached: bool,
+}
+
+/// What became of a candidate, or of a source that gave none.
+#[derive(Clone, Debug)]
+pub(super) struct Tried {
+    /// Whose it was.
+    pub(super) origin: String,
+    /// What was answered.
+    pub(super) answer: String,
+}
+
+/// Where credentials come from.
+#[derive(Debug)]
+pub(super) struct Credentials {
+    keychain: Keychain,
+    docker: Option<docker::DockerConfig>,
+    kubernetes: kubernetes::Secrets,
+    ecr: Option<ecr::Ecr>,
 }
 
 impl Credentials {
-    /// Credentials from `file`, a docker `config.json`; none at all without one.
-    pub(super) fn new(file: Option<PathBuf>) -> Self {
-        Self { file }
-    }
-
-    /// What an operator has to do so that `host` gets credentials.
-    pub(super) fn way_out(&self, host: &str, had_some: bool) -> String {
-        match (&self.file, had_some) {
-            (Some(file), true) => {
-                format!("the credentials for {host} in {} do not allow it", file.display())
-            }
-            (Some(file), false) => {
-                format!("hoist has no credentials for {host}: put them into {}", file.display())
-            }
-            (None, _) => format!(
-                "hoist has no credentials for {host}: name a docker config.json with some in hoist's configuration"
-            ),
+    /// Credentials from all sources that are configured.
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            keychain: settings.keychain.clone(),
+            docker: settings.docker_config.clone().map(docker::DockerConfig::new),
+            kubernetes: kubernetes::Secrets::new(settings.kubernetes_secrets.clone()),
+            ecr: settings.ecr.then(|| ecr::Ecr::new(settings.ca_files.clone())),
         }
     }
 
-    /// The credentials for `host`, if there are any.
-    ///
-    /// # Errors
-    /// Where the file is there but cannot be read, or a helper fails.
-    pub(super) async fn find(&self, host: &str) -> Result<Option<Credential>, RegistryError> {
-        let Some(file) = &self.file else { return Ok(None) };
-        let problem = |problem: String| RegistryError::Credentials {
-            file: file.clone(),
-            host: host.to_owned(),
-            problem,
-        };
-        let text = match tokio::fs::read(file).await {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(problem(error.to_string())),
-        };
-        let mut config: Value =
-            serde_json::from_slice(&text).map_err(|error| problem(error.to_string()))?;
-        let server = match host {
-            "registry-1.docker.io" | "index.docker.io" | "docker.io" => DOCKER_HUB_KEY,
-            other => other,
-        };
-        let helper_for = |name: &str| {
-            config["credHelpers"][name].as_str().filter(|h| !h.is_empty()).map(str::to_owned)
-        };
-        let helper = helper_for(server).or_else(|| {
-            // People write the short name of Docker Hub too.
-            (server == DOCKER_HUB_KEY)
-                .then(|| helper_for("docker.io").or_else(|| helper_for("index.docker.io")))
-                .flatten()
-        });
-        if let Some(helper) = helper {
-            return run_helper(&helper, server).await;
+    /// What an operator has to do so that `host` gets credentials that work, where these were tried.
+    pub(super) fn way_out(&self, host: &str, tried: &[Tried]) -> String {
+        if tried.is_empty() {
+            return match &self.docker {
+                Some(docker) => format!(
+                    "hoist has no credentials for {host}: put them into {}",
+                    docker.file().display()
+                ),
+                None => format!(
+                    "hoist has no credentials for {host}: name a docker config.json with some in hoist's configuration"
+                ),
+            };
         }
-        let store = config["credsStore"].as_str().filter(|s| !s.is_empty()).map(str::to_owned);
-        // Without these the crate runs no program.
-        if let Some(object) = config.as_object_mut() {
-            object.remove("credsStore");
-            object.remove("credHelpers");
+        let told = tried.iter().map(|one| format!("{}: {}", one.origin, one.answer));
+        let told = told.collect::<Vec<_>>().join("; ");
+        format!("none of the credentials for {host} does it. {told}")
+    }
+
+    /// What one source has for a place.
+    async fn of(
+        &self,
+        source: Source,
+        place: Place<'_>,
+    ) -> Result<Vec<Candidate>, (String, String)> {
+        let from = |name: String, credential, expires| Candidate {
+            origin: Origin { source, name },
+            credential,
+            expires,
+            cached: false,
+        };
+        match source {
+            Source::Keychain => Ok(self
+                .keychain
+                .find(place)
+                .into_iter()
+                .map(|(image, credential, expires)| {
+                    from(format!("what the kubelet passed for {image}"), credential, Some(expires))
+                })
+                .collect()),
+            Source::Docker => {
+                let Some(docker) = &self.docker else { return Ok(Vec::new()) };
+                let name = docker.file().display().to_string();
+                match docker.find(place.host).await {
+                    Ok(found) => {
+                        Ok(found.map(|found| from(name, found, None)).into_iter().collect())
+                    }
+                    Err(error) => Err((name, error.to_string())),
+                }
+            }
+            Source::Kubernetes => {
+                let (secrets, host) = (self.kubernetes.clone(), place.host.to_owned());
+                let repository = place.repository.to_owned();
+                let asked = tokio::task::spawn_blocking(move || secrets.find(&host, &repository));
+                let found = asked.await.expect("reading files does not panic");
+                Ok(found
+                    .into_iter()
+                    .map(|(file, key, credential)| {
+                        from(format!("{key:?} in {}", file.display()), credential, None)
+                    })
+                    .collect())
+            }
+            Source::Ecr => {
+                let Some(ecr) = &self.ecr else { return Ok(Vec::new()) };
+                let found = ecr.find(place.host).await;
+                let found = found
+                    .map_err(|error| (ecr::Ecr::serves(place.host).unwrap_or_default(), error))?;
+                Ok(found
+                    .map(|found| Candidate {
+                        cached: found.cached,
+                        ..from(found.name, found.credential, Some(found.expires))
+                    })
+                    .into_iter()
+                    .collect())
+            }
         }
-        match docker_credential::get_credential_from_reader(config.to_string().as_bytes(), server) {
-            Ok(DockerCredential::UsernamePassword(user, password)) => {
-                Ok(Some(Credential::Password(user, password)))
-            }
-            Ok(DockerCredential::IdentityToken(token)) => {
-                Ok(Some(Credential::IdentityToken(token)))
-            }
-            Err(CredentialRetrievalError::NoCredentialConfigured) => match store {
-                Some(store) => run_helper(&store, server).await,
-                None => Ok(None),
-            },
-            Err(error) => Err(problem(error.to_string())),
+    }
+
+    /// Has a candidate's source forget it, since it was refused.
+    pub(super) async fn refused(&self, place: Place<'_>, candidate: &Candidate) {
+        if let (Source::Ecr, Some(ecr)) = (candidate.origin.source, &self.ecr) {
+            ecr.refused(place.host, &candidate.credential).await;
         }
     }
 }
 
-/// Asks `docker-credential-NAME` for the credentials of `server`.
-async fn run_helper(name: &str, server: &str) -> Result<Option<Credential>, RegistryError> {
-    if name.contains('/') {
-        return Err(RegistryError::CredentialHelper {
-            helper: name.to_owned(),
-            host: server.to_owned(),
-            problem: "the name of a helper has no slash".to_owned(),
-        });
-    }
-    let mut program = Command::new(format!("docker-credential-{name}"));
-    program.arg("get");
-    converse(program, name, server).await
+/// One way through the sources.
+#[derive(Debug)]
+pub(super) struct Walk {
+    sources: VecDeque<Source>,
+    remembered: Option<Origin>,
+    found: VecDeque<Candidate>,
+    tried: Vec<Tried>,
 }
 
-/// The helper's protocol with `program`.
-async fn converse(
-    mut program: Command,
-    name: &str,
-    server: &str,
-) -> Result<Option<Credential>, RegistryError> {
-    let failed = |problem: String| RegistryError::CredentialHelper {
-        helper: name.to_owned(),
-        host: server.to_owned(),
-        problem,
-    };
-    let ask = async {
-        let mut child = program
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let mut stdin = child.stdin.take().expect("stdin was asked for");
-        // A helper may answer without reading its input.
-        let _ = stdin.write_all(server.as_bytes()).await;
-        drop(stdin);
-        child.wait_with_output().await
-    };
-    let output = match tokio::time::timeout(HELPER_TIMEOUT, ask).await {
-        Err(_) => return Err(failed(format!("no answer in {} s", HELPER_TIMEOUT.as_secs()))),
-        Ok(Err(error)) => return Err(failed(format!("it cannot be run: {error}"))),
-        Ok(Ok(output)) => output,
-    };
-    if !output.status.success() {
-        let said = [&output.stdout[..], &output.stderr[..]].concat();
-        let said = String::from_utf8_lossy(&said);
-        // The protocol's words for "none"; every helper built on docker's library says these.
-        if said.contains("credentials not found") {
-            return Ok(None);
+impl Walk {
+    /// A way that begins where it ended well the last time. What was passed for this very image
+    /// goes before that.
+    pub(super) fn new(remembered: Option<Origin>) -> Self {
+        let first = remembered.as_ref().map(|origin| origin.source);
+        let mut sources = ORDER;
+        sources.sort_by_key(|source| *source != Source::Keychain && Some(*source) != first);
+        Self { sources: sources.into(), remembered, found: VecDeque::new(), tried: Vec::new() }
+    }
+
+    /// The next candidate; a source that fails is noted and passed over.
+    pub(super) async fn next(
+        &mut self,
+        credentials: &Credentials,
+        place: Place<'_>,
+    ) -> Option<Candidate> {
+        while self.found.is_empty() {
+            let source = self.sources.pop_front()?;
+            match credentials.of(source, place).await {
+                Ok(mut found) => {
+                    found.sort_by_key(|one| Some(&one.origin) != self.remembered.as_ref());
+                    self.found = found.into();
+                }
+                Err((origin, error)) => {
+                    tracing::warn!(host = place.host, error, "a source of credentials fails");
+                    self.tried.push(Tried { origin, answer: error });
+                }
+            }
         }
-        return Err(failed(format!("{}: {}", output.status, tellable(&said))));
+        self.found.pop_front()
     }
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout).map_err(|_| {
-        failed("its answer is not the JSON of the docker-credential protocol".into())
-    })?;
-    Ok(Some(if answer.username == TOKEN_USER {
-        Credential::IdentityToken(answer.secret)
-    } else {
-        Credential::Password(answer.username, answer.secret)
-    }))
-}
 
-/// What may be told of a failed helper's words: their beginning, and nothing of an answer that holds a secret.
-fn tellable(said: &str) -> String {
-    if said.contains("\"Secret\"") {
-        return "it failed after an answer, which is not told here".to_owned();
+    /// Notes that a candidate was refused. One that its source had cached gets a successor.
+    pub(super) fn refused(&mut self, candidate: &Candidate, answer: String) {
+        let Origin { source, name } = &candidate.origin;
+        if candidate.cached {
+            self.sources.push_front(*source);
+        } else {
+            self.tried.push(Tried { origin: name.clone(), answer });
+        }
     }
-    said.trim().chars().take(300).collect()
+
+    /// Notes that it does not go without credentials either, where some were tried.
+    pub(super) fn refused_bare(&mut self, answer: String) {
+        if !self.tried.is_empty() {
+            self.tried.push(Tried { origin: "without credentials".to_owned(), answer });
+        }
+    }
+
+    /// What was tried so far.
+    pub(super) fn tried(&self) -> &[Tried] {
+        &self.tried
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn find(json: &str, host: &str) -> Result<Option<Credential>, RegistryError> {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.json");
-        std::fs::write(&file, json).unwrap();
-        Credentials::new(Some(file)).find(host).await
-    }
-
-    fn password(user: &str, password: &str) -> Option<Credential> {
-        Some(Credential::Password(user.to_owned(), password.to_owned()))
-    }
-
-    #[tokio::test]
-    async fn auths_are_read_in_all_of_their_forms() {
-        let json = r#"{"auths": {
-            "a.example": {"auth": "dXNlcjpwYTpzcw=="},
-            "https://b.example:5000/v1/": {"username": "u", "password": "p"},
-            "c.example": {"identitytoken": "tok"},
-            "d.example": {},
-            "https://index.docker.io/v1/": {"auth": "aHViOnB3"}
-        }}"#;
-        assert_eq!(find(json, "a.example").await.unwrap(), password("user", "pa:ss"));
-        assert_eq!(find(json, "b.example:5000").await.unwrap(), password("u", "p"));
-        let token = Credential::IdentityToken("tok".to_owned());
-        assert_eq!(find(json, "c.example").await.unwrap(), Some(token));
-        assert_eq!(find(json, "d.example").await.unwrap(), None);
-        assert_eq!(find(json, "e.example").await.unwrap(), None);
-        assert_eq!(find(json, "registry-1.docker.io").await.unwrap(), password("hub", "pw"));
-    }
-
-    #[tokio::test]
-    async fn a_missing_file_is_no_error_and_a_broken_one_is() {
-        let none = Credentials::new(Some("/nonexistent/config.json".into()));
-        assert_eq!(none.find("a.example").await.unwrap(), None);
-        let error = find("{", "a.example").await.unwrap_err().to_string();
-        assert!(error.contains("config.json") && error.contains("a.example"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_helper_that_is_not_there_is_named() {
-        let json = r#"{"credHelpers": {"a.example": "hoist-test-missing"}}"#;
-        let error = find(json, "a.example").await.unwrap_err().to_string();
-        assert!(error.contains("docker-credential-hoist-test-missing"), "{error}");
-        let json = r#"{"credsStore": "../../bin/sh"}"#;
-        assert!(find(json, "a.example").await.is_err());
-    }
-
-    async fn helper(script: &str) -> Result<Option<Credential>, RegistryError> {
-        let mut program = Command::new("sh");
-        program.arg("-c").arg(script);
-        converse(program, "test", "a.example").await
-    }
-
-    #[tokio::test]
-    async fn a_helper_is_asked_by_its_protocol() {
-        let found = helper(
-            r#"read -r host; echo "{\"ServerURL\":\"$host\",\"Username\":\"u\",\"Secret\":\"$host\"}""#,
-        );
-        assert_eq!(found.await.unwrap(), password("u", "a.example"));
-        let found = helper(r#"echo '{"Username":"<token>","Secret":"t"}'"#).await.unwrap();
-        assert_eq!(found, Some(Credential::IdentityToken("t".to_owned())));
-        let none = helper("echo credentials not found in native keychain; exit 1").await;
-        assert_eq!(none.unwrap(), None);
-        let error = helper("echo no session >&2; exit 3").await.unwrap_err().to_string();
-        assert!(error.contains("no session") && error.contains('3'), "{error}");
-        for stream in ["", " >&2"] {
-            let answer = format!(r#"echo '{{"Username":"u","Secret":"pa55"}}'{stream}; exit 3"#);
-            let error = helper(&answer).await.unwrap_err().to_string();
-            assert!(error.contains('3') && !error.contains("pa55"), "{error}");
-        }
-        assert!(helper("echo rubbish").await.is_err());
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 
+use super::auth::Scope;
 use super::clients::is_loopback;
 use super::hosts::{self, HostConfig};
 use super::{RegistryError, Settings};
@@ -43,6 +44,17 @@ impl Endpoint {
             name == registry || (registry == "docker.io" && name == "registry-1.docker.io");
         let stands_for = (!itself).then(|| registry.to_owned());
         Self { config, name, stands_for, health: Mutex::default() }
+    }
+
+    /// A request to it, for whoever answers challenges.
+    pub(super) fn scope<'a>(&'a self, repository: &'a str, what: &'a str) -> Scope<'a> {
+        Scope {
+            host: &self.config,
+            name: &self.name,
+            stands_for: self.stands_for.as_deref(),
+            repository,
+            what,
+        }
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {

@@ -11,7 +11,7 @@ use reqwest::header::{
 };
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 
-use super::auth::Scope;
+use super::auth::Visit;
 use super::clients::is_loopback;
 use super::endpoint::{Endpoint, authority, is_plain};
 use super::{RegistryError, Shared, retry};
@@ -57,46 +57,30 @@ pub(super) async fn ask(
     endpoint: &Endpoint,
     question: &Question,
 ) -> Result<Answer, RegistryError> {
-    let scope = Scope {
-        host: &endpoint.config,
-        name: &endpoint.name,
-        repository: &question.repository,
-        what: &question.what,
-    };
+    let scope = endpoint.scope(&question.repository, &question.what);
     let url = address(endpoint, &question.repository, &question.path)?;
-    // A 403 may mean an expired token; then comes a 401 with a challenge, then the answer.
-    let (mut answered, mut forgotten) = (false, false);
-    let mut challenged = None;
+    let mut visit = Visit::begin();
+    let mut challenged: Option<(Instant, Instant)> = None;
     loop {
-        let (authorization, generation) = shared.authorizer.current(&shared.clients, scope).await?;
+        let authorization = shared.authorizer.current(&shared.clients, scope, &mut visit).await?;
         let (response, origin) = {
             let mut hop = Hop { shared, endpoint, question, authorization: authorization.as_ref() };
             hop.follow(url.clone()).await?
         };
-        let own = same_origin(&origin, &endpoint.config.base);
-        match response.status() {
-            StatusCode::UNAUTHORIZED if own && !answered => {
-                answered = true;
-                let headers = response.headers();
-                let from = Instant::now();
-                let answer =
-                    shared.authorizer.answer(&shared.clients, scope, generation, headers).await;
-                shared.settings.metrics.authorized(from.elapsed().as_secs_f64());
-                challenged = Some((from, Instant::now()));
-                answer?;
-            }
-            StatusCode::FORBIDDEN if own && authorization.is_some() && !forgotten => {
-                forgotten = true;
-                shared.authorizer.forget(scope, generation).await;
-            }
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if own => {
-                return Err(shared.authorizer.refusal(scope, status).await);
-            }
-            _ => {
-                let answer = judge(response, origin, endpoint, question).await?;
-                return Ok(Answer { challenged, ..answer });
-            }
+        let status = response.status();
+        let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        if !(refused && same_origin(&origin, &endpoint.config.base)) {
+            shared.authorizer.accepted(scope, &visit);
+            let answer = judge(response, origin, endpoint, question).await?;
+            return Ok(Answer { challenged, ..answer });
         }
+        let from = Instant::now();
+        let headers = response.headers();
+        let answer = shared.authorizer.refused(&shared.clients, scope, &mut visit, status, headers);
+        let answer = answer.await;
+        shared.settings.metrics.authorized(from.elapsed().as_secs_f64());
+        challenged = Some((challenged.map_or(from, |(first, _)| first), Instant::now()));
+        answer?;
     }
 }
 

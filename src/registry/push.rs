@@ -14,7 +14,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 
-use super::auth::Scope;
+use super::auth::{Scope, Visit};
 use super::endpoint::{self, Endpoint, authority};
 use super::exchange::same_origin;
 use super::{Reference, Registry, RegistryError, exchange};
@@ -255,7 +255,8 @@ impl Push {
         url.query_pairs_mut().append_pair("digest", &digest.to_string());
         let scope = self.scope(what);
         let shared = &self.registry.shared;
-        let (authorization, _) = shared.authorizer.current(&shared.clients, scope).await?;
+        let mut visit = Visit::begin();
+        let authorization = shared.authorizer.current(&shared.clients, scope, &mut visit).await?;
         let parts: Vec<Range<u64>> = (0..size.div_ceil(CHUNK_BYTES))
             .map(|n| n * CHUNK_BYTES..((n + 1) * CHUNK_BYTES).min(size))
             .collect();
@@ -329,12 +330,7 @@ impl Push {
     }
 
     fn scope<'a>(&'a self, what: &'a str) -> Scope<'a> {
-        Scope {
-            host: &self.endpoint.config,
-            name: &self.endpoint.name,
-            repository: self.reference.repository(),
-            what,
-        }
+        self.endpoint.scope(self.reference.repository(), what)
     }
 
     fn url(&self, path: &str) -> Result<Url, RegistryError> {
@@ -364,10 +360,10 @@ impl Push {
         let shared = &self.registry.shared;
         let scope = self.scope(asked.what);
         let own = same_origin(&asked.url, &self.endpoint.config.base);
-        let (mut answered, mut forgotten) = (false, false);
+        let mut visit = Visit::begin();
         loop {
-            let (authorization, generation) =
-                shared.authorizer.current(&shared.clients, scope).await?;
+            let authorization =
+                shared.authorizer.current(&shared.clients, scope, &mut visit).await?;
             let client = shared.clients.client(&asked.url, Some(&self.endpoint.config))?;
             let request = client.request(asked.method.clone(), asked.url.clone());
             let authorized = authorization.as_ref();
@@ -380,21 +376,14 @@ impl Push {
                 request = request.body(body.clone());
             }
             let response = self.answer(request, &asked.url, asked.what, length).await?;
-            match response.status() {
-                StatusCode::UNAUTHORIZED if own && !answered => {
-                    answered = true;
-                    let headers = response.headers();
-                    shared.authorizer.answer(&shared.clients, scope, generation, headers).await?;
-                }
-                StatusCode::FORBIDDEN if own && authorization.is_some() && !forgotten => {
-                    forgotten = true;
-                    shared.authorizer.forget(scope, generation).await;
-                }
-                status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if own => {
-                    return Err(shared.authorizer.refusal(scope, status).await);
-                }
-                _ => return Ok(response),
+            let status = response.status();
+            let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            if !(refused && own) {
+                shared.authorizer.accepted(scope, &visit);
+                return Ok(response);
             }
+            let headers = response.headers();
+            shared.authorizer.refused(&shared.clients, scope, &mut visit, status, headers).await?;
         }
     }
 
