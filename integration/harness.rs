@@ -84,6 +84,11 @@ impl House {
         Hoistd::start(&self.scratch.path().join("h"), &self.registry, extra)
     }
 
+    /// A program of erofs-utils; `None` where they could not be had.
+    pub(crate) fn erofs_utils(&self, program: &str) -> Option<PathBuf> {
+        Some(self.bed.join("erofs/bin").join(program)).filter(|program| program.exists())
+    }
+
     /// Starts another registry, which has nothing yet.
     pub(crate) fn empty_registry(&self) -> Registry {
         Registry::empty(self.bed, &self.scratch.path().join("r"))

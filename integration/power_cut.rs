@@ -84,8 +84,8 @@ fn write(staged: &StagedTree, files: &[(&str, Vec<u8>)]) -> Content {
     }
     let mut source = Whole(Some(builder.into_inner().unwrap().into()));
     let (options, recorder) = (unpack::Options::default(), LayerRecorder::detached());
-    let label = ImageLabel::default();
-    let written = unpack::unpack_image(&mut source, image, label, &options, None, &recorder);
+    let label = ImageLabel { block: image.block, ..ImageLabel::default() };
+    let written = unpack::unpack_image(&mut source, &image.path, label, &options, None, &recorder);
     let unpack::Summary { bytes, inodes, implied, .. } = written.unwrap();
     Content { is_image: true, bytes, inodes, implied }
 }

@@ -10,6 +10,8 @@ mod harness;
 
 #[path = "pulls/bottlenecks.rs"]
 mod bottlenecks;
+#[path = "pulls/browser.rs"]
+mod browser;
 #[path = "pulls/daemon.rs"]
 mod daemon;
 #[path = "pulls/dashboards.rs"]
@@ -20,6 +22,8 @@ mod doctor;
 mod ecr;
 #[path = "pulls/images.rs"]
 mod images;
+#[path = "pulls/logs.rs"]
+mod logs;
 #[path = "pulls/pages.rs"]
 mod pages;
 #[path = "pulls/secrets.rs"]

@@ -12,12 +12,16 @@ mod credentials;
 #[path = "registry/faults.rs"]
 mod faults;
 mod faulty_registry;
+#[path = "registry/patience.rs"]
+mod patience;
 #[path = "registry/places.rs"]
 mod places;
 #[path = "registry/sharing.rs"]
 mod sharing;
 #[path = "registry/sources.rs"]
 mod sources;
+#[path = "registry/tls.rs"]
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

@@ -5,15 +5,16 @@
 //! `fs/erofs/erofs_fs.h` and of the "core on-disk format" of the EROFS documentation:
 //!
 //! ```text
-//! block 0            1,024 bytes unused, superblock (128 bytes) at 1,024, zeros
-//! block 1..          data of regular files as they arrive, each file from a block's beginning
+//! 4,096 bytes        1,024 bytes unused, superblock (128 bytes) at 1,024, zeros
+//! blocks             data of regular files as they arrive, each file from a block's beginning
 //! then               blocks of directories and of long symbolic links
 //! meta_blkaddr..     inodes in slots of 32 bytes: inode (64), xattrs, inline tail or chunk index
 //! xattr_blkaddr..    shared xattrs, only where a directory was amended afterwards ([`amend`])
 //! ```
 //!
 //! - Data are never compressed and never packed: a file is `FLAT_PLAIN`, so its pages come straight
-//!   out of the image. A file with holes is `CHUNK_BASED`, its holes are chunks without a block.
+//!   out of the image. Blocks are of 512 bytes where the kernel takes them ([`BlockSize`]), as half a
+//!   block is wasted behind every file. A file with holes is `CHUNK_BASED`, its holes are chunks without a block.
 //! - Everything else is known only at the end and kept in memory until then, in a [`Tree`].
 //!   [`Image::finish`] writes it behind the data, and the superblock last: an image that was not
 //!   finished cannot be mounted.
@@ -22,7 +23,7 @@
 //! - Nothing but the input decides what is written: the same calls make the same bytes.
 //!
 //! What EROFS cannot hold: access times (they read as the modification time), and an image of more
-//! than 2^32 blocks, 16 TiB.
+//! than 2^32 blocks.
 
 use std::io;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ mod write;
 
 pub use amend::{Amendment, amend};
 pub use data::FileData;
+pub use format::BlockSize;
 pub use tree::{Attributes, Kind, NodeId, Tree};
 pub use write::{Image, Written};
 
@@ -63,7 +65,7 @@ pub enum ImageError {
         source: io::Error,
     },
     /// More than the format can address.
-    #[error("the image would be larger than EROFS can address (16 TiB); unpack it into files")]
+    #[error("the image would be larger than EROFS can address (2^32 blocks); unpack it into files")]
     TooLarge,
     /// An image that this room did not write, or that was damaged since.
     #[error("the image is malformed: {what}; remove the layer and pull it again")]

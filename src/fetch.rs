@@ -43,6 +43,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use crate::budget::Budget;
 use crate::budget::turns::{Party, Standing};
@@ -198,7 +199,7 @@ impl ImageFetcher {
             standing: Arc::clone(&standing),
             window: Arc::clone(&window),
         };
-        let task = runtime.spawn(transfer.run()).abort_handle();
+        let task = runtime.spawn(transfer.run().in_current_span()).abort_handle();
         standing.begin(size);
         BlobReader { window, task, left: size, standing }
     }

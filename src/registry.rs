@@ -22,6 +22,7 @@ mod exchange;
 mod hosts;
 mod push;
 mod retry;
+mod tls;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -183,7 +184,7 @@ impl Registry {
     /// Where a CA file cannot be used.
     pub fn new(settings: Settings) -> Result<Self, RegistryError> {
         for file in &settings.ca_files {
-            clients::certificates(file)?;
+            tls::certificates(file)?;
         }
         let credentials = credentials::Credentials::new(&settings);
         let shared = Shared {

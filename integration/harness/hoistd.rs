@@ -72,6 +72,11 @@ impl Hoistd {
         self.home.join("root")
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
     /// Its log so far.
     pub(crate) fn log(&self) -> String {
         self.daemon.log()

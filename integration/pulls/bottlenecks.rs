@@ -34,6 +34,19 @@ async fn pull(image: &str, memory_bytes: u64, to: &Path) -> PullReport {
 }
 
 async fn pull_in_chunks(chunk_bytes: u64, image: &str, memory_bytes: u64, to: &Path) -> PullReport {
+    let (puller, history) = engine(chunk_bytes, memory_bytes, 3, to);
+    let pulling = puller.start(image, None).unwrap();
+    pulling.trees().await.unwrap();
+    history.list(1).remove(0)
+}
+
+/// An engine of its own, and what it records.
+fn engine(
+    chunk_bytes: u64,
+    memory_bytes: u64,
+    layers_at_once: usize,
+    to: &Path,
+) -> (Puller, History) {
     let store = Arc::new(DirectoryStore::new(to).unwrap());
     let registry = Registry::new(RegistrySettings::default()).unwrap();
     let budget = Budget::new(memory_bytes);
@@ -41,18 +54,15 @@ async fn pull_in_chunks(chunk_bytes: u64, image: &str, memory_bytes: u64, to: &P
         Limits { chunk_bytes, per_image: CONNECTIONS, per_host: CONNECTIONS, global: CONNECTIONS };
     let fetcher = Fetcher::new(registry.clone(), budget.clone(), limits);
     let settings = Settings {
-        layers_at_once: 3,
+        layers_at_once,
         unpack: unpack::Options { writers: 2, ..unpack::Options::default() },
         decompression: Decompression { pool: None, window_bytes: ORDINARY_WINDOW_BYTES },
         platform: Platform::host(),
         on_end: Arc::new(|_| ()),
     };
     let bounds = Bounds { connections: CONNECTIONS, chunk_bytes, writers: 2, memory_bytes };
-    let history = History::bounded(1, bounds);
-    let puller = Puller::new(registry, fetcher, budget, store as _, history.clone(), settings);
-    let pulling = puller.start(image, None).unwrap();
-    pulling.trees().await.unwrap();
-    history.list(1).remove(0)
+    let history = History::bounded(2, bounds);
+    (Puller::new(registry, fetcher, budget, store as _, history.clone(), settings), history)
 }
 
 /// The judgement, whatever the machine was busy with beside this test: tests run side by side, and
@@ -149,6 +159,40 @@ async fn a_memory_budget_that_holds_one_chunk() {
     let judgement = judged(&report);
     assert_eq!(judgement.bottleneck, Bottleneck::Memory, "{judgement:?}\n{report:?}");
     assert!(judgement.advice.contains("limits.memory_budget"), "{judgement:?}");
+}
+
+/// Another pull's layer has the only place until its registry answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_full() {
+    /// From this size on a layer takes a whole place.
+    const LARGE_BYTES: usize = 9 << 20;
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let large = Layer::of("zstd", "large", noise("large", LARGE_BYTES));
+    let digest = hoist::image::Sha256::of(&large.blob).hex();
+    let first = push(&server, "v1", &[large]);
+    let second = push(&server, "v2", &[Layer::of("zstd", "small", noise("small", 200_000))]);
+    let held = digest.clone();
+    server.script(move |request, reply| {
+        let begins = request.path.ends_with(&held) && request.range().is_none_or(|(at, _)| at == 0);
+        Reply { delay: begins.then_some(Duration::from_secs(1)), ..reply }
+    });
+    let to = tempfile::tempdir().unwrap();
+    let (puller, history) = engine(CHUNK_BYTES, PLENTY_BYTES, 1, to.path());
+    let holder = puller.start(&first, None).unwrap();
+    let asked = || server.requests().iter().any(|request| request.path.ends_with(&digest));
+    while !asked() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let waiting = puller.start(&second, None).unwrap();
+    waiting.trees().await.unwrap();
+    holder.trees().await.unwrap();
+    let reports = history.list(2);
+    let report = reports.iter().find(|report| report.image == second).unwrap();
+    let judgement = judged(report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Queue, "{judgement:?}\n{report:?}");
+    assert!(judgement.evidence.contains("which other pulls had"), "{judgement:?}");
+    assert!(judgement.advice.contains("limits.layers_at_once"), "{judgement:?}");
 }
 
 /// A file system of its own that writes everything through to the disk at once.

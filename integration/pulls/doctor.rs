@@ -4,7 +4,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::harness::{Generation, Hoistd, House};
+use super::daemon::{Daemon, blocking};
+use super::faulty_registry::{FaultyRegistry, Reply};
+use super::harness::{Generation, Hoistd, House, must};
+use super::images::{Layer, noise, push};
 
 /// A host: hoistd, and a containerd with its configuration.
 struct Host<'a> {
@@ -102,7 +105,17 @@ fn on(generation: Generation, test: &str) {
     assert!(!left.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("doctor")));
 
     containerd_is_not_right(&host);
+    if generation == Generation::Two {
+        let _changed = Changed::new(&host.settings, |text| {
+            text.replace(
+                "linux/amd64\"\nsnapshotter = \"hoist\"",
+                "linux/amd64\"\nsnapshotter = \"x\"",
+            )
+        });
+        host.doctor(&[]).finds(&["unpacking"], "unpack_config]]\n  platform = ");
+    }
     hoist_is_not_right(&host, &image);
+    the_disk_is_not_right(&host);
 }
 
 fn containerd_is_not_right(host: &Host<'_>) {
@@ -167,6 +180,79 @@ fn hoist_is_not_right(host: &Host<'_>, image: &str) {
     }
     host.doctor(&["--image", &image.replace("python", "nothing")])
         .finds(&["registry"], "docker login");
+}
+
+/// A root that is to be on a file system of its own, which is small and in memory.
+fn the_disk_is_not_right(host: &Host<'_>) {
+    let root = host.hoistd.home().join("small");
+    std::fs::create_dir(&root).unwrap();
+    let mut mount = Command::new("mount");
+    must(mount.args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(&root));
+    // The house unmounts it, should this fail.
+    let _changed = Changed::new(&host.hoistd.home().join("hoist.toml"), |text| {
+        text.replace("h/root\"", "h/small\"")
+    });
+    let output = host.command(&["--json"]).output().unwrap();
+    let checks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    for (name, found, fix) in [
+        ("hoistd", "h/root", "restart hoistd"),
+        ("file system of the root", "is on tmpfs", "put it on ext4 or xfs"),
+        ("disk space", "free of 16.8 MB", "a larger volume"),
+        // The file of 64 MB does not fit.
+        ("disk rate", "could not be measured", "--no-disk-test"),
+    ] {
+        let check = checks.iter().find(|check| check["name"] == name).unwrap();
+        assert_eq!(check["verdict"], "warning", "{check}");
+        assert!(check["found"].as_str().unwrap().contains(found), "{check}");
+        assert!(check["fix"].as_str().unwrap().contains(fix), "{check}");
+    }
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing is left of the test");
+    must(Command::new("umount").arg(&root));
+}
+
+/// A registry that wants a password, and a host that has none, and then a wrong one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_a_registry_does_not_take() {
+    const PASSWORD: &str = "right";
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("one", 100_000))]);
+    server.script(|request, reply| {
+        let right = format!("Basic {}", super::secrets::base64(format!("u:{PASSWORD}").as_bytes()));
+        if request.header("authorization") == Some(&right) {
+            return reply;
+        }
+        Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"r\"")
+    });
+    let host = server.host.clone();
+    blocking(move || {
+        let daemon = Daemon::start("", &serde_json::json!({}));
+        let told = |docker: serde_json::Value| {
+            std::fs::write(daemon.home.path().join("config.json"), docker.to_string()).unwrap();
+            let doctor = ["doctor", "--json", "--no-disk-test", "--image", &image];
+            let output = daemon.hoist(&doctor).stdout;
+            let checks: Vec<serde_json::Value> = serde_json::from_slice(&output).unwrap();
+            checks.into_iter().find(|check| check["name"] == "registry").unwrap()
+        };
+        let with = |password: &str| {
+            let entry = serde_json::json!({ "username": "u", "password": password });
+            serde_json::json!({ "auths": { (host.clone()): entry } })
+        };
+        let none = told(serde_json::json!({}));
+        assert_eq!(none["verdict"], "wrong", "{none}");
+        let found = none["found"].as_str().unwrap();
+        assert!(
+            found.contains(&format!("hoist has no credentials for {host}: put them")),
+            "{none}"
+        );
+        assert!(none["fix"].as_str().unwrap().contains("docker login"), "{none}");
+        let wrong = told(with("not-this-one"));
+        assert_eq!(wrong["verdict"], "wrong", "{wrong}");
+        assert!(wrong["found"].as_str().unwrap().contains("do not allow it"), "{wrong}");
+        assert!(!wrong.to_string().contains("not-this-one"), "{wrong}");
+        let right = told(with(PASSWORD));
+        assert_eq!(right["verdict"], "ok", "{right}");
+    })
+    .await;
 }
 
 #[test]

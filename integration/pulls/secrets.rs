@@ -41,15 +41,23 @@ fn guard(server: &FaultyRegistry, elsewhere: String) {
     });
 }
 
-/// All text below a directory.
+/// All text below a directory. The daemon sweeps meanwhile: what is gone says nothing.
 fn files(directory: &Path, into: &mut String) {
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return,
+        Err(error) => panic!("{}: {error}", directory.display()),
+    };
+    for entry in entries.flatten() {
         let path = entry.path();
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => files(&path, into),
-            Ok(kind) if kind.is_file() => {
-                into.push_str(&String::from_utf8_lossy(&std::fs::read(&path).unwrap()));
-            }
+            Ok(kind) if kind.is_file() => match std::fs::read(&path) {
+                Ok(bytes) => into.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) if gone(&error) => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            },
             _ => {}
         }
     }
@@ -156,7 +164,7 @@ async fn no_secret_is_ever_said() {
 }
 
 /// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::new();
     for three in bytes.chunks(3) {
@@ -167,4 +175,74 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// A credential helper's answer, what it says when it fails, and the identity token of a `config.json`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_credential_helper_is_said() {
+    const HELPED: &str = "s3cret-of-the-helper";
+    const IDENTITY: &str = "refresh-t0ken-of-docker";
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("helped", 100_000))]);
+    guard(&server, server.host.clone());
+    let host = server.host.clone();
+    let bin = tempfile::tempdir().unwrap();
+    let helper = |script: &str| {
+        let path = bin.path().join("docker-credential-hoisttest");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+    };
+    let good = format!("{{\"ServerURL\":\"x\",\"Username\":\"u\",\"Secret\":\"{HELPED}\"}}");
+    let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap());
+    let docker = serde_json::json!({ "credHelpers": { (host.clone()): "hoisttest" } });
+    helper(&format!("echo '{good}'"));
+    let daemon = blocking(move || {
+        let environment = vec![("PATH", path)];
+        Daemon::start_with("[log]\nlevel = \"debug\"", &docker, environment)
+    })
+    .await;
+    let pull = |daemon: Daemon, image: String| {
+        blocking(move || {
+            // Not all of them succeed.
+            let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &image]);
+            (String::from_utf8_lossy(&output.stderr).into_owned(), daemon)
+        })
+    };
+    let mut heard = String::new();
+    let mut daemon = daemon;
+    for script in [
+        // What it is for; the blob then comes from nowhere, as no presigned address leads to one.
+        format!("echo '{good}'"),
+        // It answers and fails all the same, on either stream.
+        format!("echo '{good}'; exit 3"),
+        format!("echo 'bad answer: {good}' >&2; exit 3"),
+        // Not the protocol's JSON.
+        format!("echo '[{good}'"),
+    ] {
+        helper(&script);
+        // A new daemon has no token.
+        daemon = blocking(move || {
+            let mut daemon = daemon;
+            daemon.crash_and_restart();
+            daemon
+        })
+        .await;
+        let (told, back) = pull(daemon, image.clone()).await;
+        heard += &told;
+        daemon = back;
+    }
+    let basic = format!("Basic {}", base64(format!("u:{HELPED}").as_bytes()));
+    assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
+    assert!(heard.contains("docker-credential-hoisttest gave no credentials"), "{heard}");
+    let docker = serde_json::json!({ "auths": { (host): { "identitytoken": IDENTITY } } });
+    std::fs::write(daemon.home.path().join("config.json"), docker.to_string()).unwrap();
+    let (told, daemon) = pull(daemon, image).await;
+    heard += &told;
+    assert!(server.requests().iter().any(|r| r.body.contains(IDENTITY)), "it was really used");
+    heard += &blocking(move || said(&daemon, 5)).await;
+    for secret in [HELPED, IDENTITY, TOKEN, SIGNATURE, &basic] {
+        let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
+        assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
+    }
 }

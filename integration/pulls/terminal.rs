@@ -1,70 +1,87 @@
-//! `hoist top` on a terminal of its own: what it draws, and that it leaves the terminal as it was.
+//! `hoist top` and `hoist pull` on a terminal of their own: what they draw, and that they leave the terminal as it was.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hoist::image::{BlobDigest, Sha256};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
 use nix::unistd::{Pid, read, write};
 
 use super::daemon::{Daemon, blocking};
-use super::faulty_registry::FaultyRegistry;
+use super::faulty_registry::{FaultyRegistry, Reply};
 use super::images::{Layer, noise, push};
 
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
-/// A terminal with `hoist top` on it.
+/// A terminal with `hoist` on it.
 struct Terminal {
     pty: OpenptyResult,
     before: Termios,
-    top: Child,
+    hoist: Child,
     seen: String,
 }
 
 impl Terminal {
     fn with_top(daemon: &Daemon) -> Self {
+        let mut terminal = Self::with(&daemon.home.path().join("hoist.toml"), &["top"]);
+        terminal.wait_for("PULLS UNDER WAY");
+        terminal
+    }
+
+    fn with(config: &Path, arguments: &[&str]) -> Self {
         let size = Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
         let before = tcgetattr(pty.slave.as_fd()).unwrap();
         let end = || Stdio::from(OwnedFd::try_clone(&pty.slave).unwrap());
         // Its own session on this terminal, so that Ctrl-C comes as a signal.
-        let top = Command::new("setsid")
+        let hoist = Command::new("setsid")
             .args(["--ctty", env!("CARGO_BIN_EXE_hoist"), "--config"])
-            .arg(daemon.home.path().join("hoist.toml"))
-            .arg("top")
+            .arg(config)
+            .args(arguments)
+            .env("TERM", "xterm")
             .stdin(end())
             .stdout(end())
             .stderr(end())
             .spawn()
             .unwrap();
-        let mut terminal = Self { pty, before, top, seen: String::new() };
-        terminal.wait_for("PULLS UNDER WAY");
-        terminal
+        Self { pty, before, hoist, seen: String::new() }
     }
 
     /// Reads what is drawn until `word` is.
     fn wait_for(&mut self, word: &str) {
         let began = Instant::now();
         while !self.seen.contains(word) {
-            assert!(
-                began.elapsed() < Duration::from_secs(60),
-                "{word:?} is not in {:?}",
-                self.seen
-            );
+            let waited = began.elapsed();
+            assert!(waited < Duration::from_secs(60), "{word:?} is not in {:?}", self.seen);
+            // Nothing may come any more, and a read would wait for it.
+            let mut ready = [PollFd::new(self.pty.master.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, PollTimeout::from(1000_u16)).unwrap() == 0 {
+                continue;
+            }
             let mut piece = [0; 4096];
             let length = read(&self.pty.master, &mut piece).unwrap();
             self.seen += &String::from_utf8_lossy(&piece[..length]);
         }
     }
 
-    fn ends_well(mut self, how: &str) {
-        self.wait_for(LEAVE);
-        assert_eq!(self.top.wait().unwrap().code(), Some(0), "{how}: {}", self.seen);
+    /// Waits for its end with this exit code, and looks whether the terminal is as it was.
+    fn ends_with(&mut self, code: i32, how: &str) {
+        assert_eq!(self.hoist.wait().unwrap().code(), Some(code), "{how}: {}", self.seen);
         let after = tcgetattr(self.pty.slave.as_fd()).unwrap();
+        assert_eq!(after.input_flags, self.before.input_flags, "{how}");
+        assert_eq!(after.output_flags, self.before.output_flags, "{how}");
         assert_eq!(after.local_flags, self.before.local_flags, "{how}");
         assert_eq!(after.control_chars, self.before.control_chars, "{how}");
+    }
+
+    fn ends_well(mut self, how: &str) {
+        self.wait_for(LEAVE);
+        self.ends_with(0, how);
         assert!(self.seen.starts_with("\x1b[?1049h\x1b[?25l"), "{how}");
         assert!(self.seen.ends_with(LEAVE), "{how}: nothing is drawn after it");
     }
@@ -90,8 +107,87 @@ async fn top_draws_and_leaves_the_terminal_as_it_was() {
         terminal.ends_well("Ctrl-C");
 
         let terminal = Terminal::with_top(&daemon);
-        kill(Pid::from_raw(terminal.top.id().cast_signed()), Signal::SIGTERM).unwrap();
+        kill(Pid::from_raw(terminal.hoist.id().cast_signed()), Signal::SIGTERM).unwrap();
         terminal.ends_well("SIGTERM");
     })
     .await;
+}
+
+/// Two layers, of which the second has so many bytes and comes with so many a second.
+async fn two_layers(bytes: usize, rate: u64) -> (FaultyRegistry, String) {
+    let server = FaultyRegistry::start().await;
+    let small = Layer::of("zstd", "small", noise("small", 200_000));
+    let large = Layer::of("none", "large", noise("large", bytes));
+    let digest = BlobDigest(Sha256::of(&large.blob)).to_string();
+    let image = push(&server, "v1", &[small, large]);
+    server.script(move |request, reply| {
+        let slow = request.path.ends_with(&digest);
+        if slow { Reply { rate: Some(rate), ..reply } } else { reply }
+    });
+    (server, image)
+}
+
+const HIDE: &str = "\x1b[?25l";
+const SHOW: &str = "\x1b[?25h";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_draws_a_bar_for_each_layer_and_clears_them() {
+    // Half a minute of it: Ctrl-C comes first.
+    let (_server, image) = two_layers(6_000_000, 200_000).await;
+    blocking(move || {
+        let home = tempfile::tempdir().unwrap();
+        let config = configuration(home.path());
+        let to = home.path().join("to");
+        let pull = ["pull", &image, "--to", to.to_str().unwrap()];
+
+        let mut terminal = Terminal::with(&config, &pull);
+        // Bytes of bytes, a rate, a phase.
+        terminal.wait_for("kB / 6.00 MB");
+        terminal.wait_for("/s  fetching and unpacking");
+        terminal.wait_for("  done");
+        write(&terminal.pty.master, b"\x03").unwrap();
+        terminal.wait_for("interrupted");
+        terminal.ends_with(130, "Ctrl-C");
+        let seen = &terminal.seen;
+        assert!(seen.matches(HIDE).count() <= seen.matches(SHOW).count(), "{seen:?}");
+        assert_eq!(std::fs::read_dir(&to).map_or(0, Iterator::count), 0, "nothing is left");
+        // A rate that no clock of ours could measure: what was drawn at first once.
+        assert!(!seen.contains("GB/s") && !seen.contains("TB/s"), "{seen:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_that_is_done_leaves_its_summary_alone() {
+    let (_server, image) = two_layers(400_000, 800_000).await;
+    blocking(move || {
+        let home = tempfile::tempdir().unwrap();
+        let config = configuration(home.path());
+        let to = home.path().join("to");
+        let pull = ["pull", &image, "--to", to.to_str().unwrap()];
+        let mut terminal = Terminal::with(&config, &pull);
+        terminal.wait_for("fetching and unpacking");
+        terminal.wait_for("LAYER ");
+        terminal.ends_with(0, "done");
+        assert_eq!(std::fs::read(to.join("small")).unwrap(), noise("small", 200_000));
+        // The bars are gone when the summary comes, and none is drawn after it.
+        let (_, end) = terminal.seen.rsplit_once("\x1b[2K").unwrap();
+        assert!(end.contains(": done in") && !end.contains('\u{2588}'), "{:?}", terminal.seen);
+
+        // The same without a terminal: no bars, no control characters, and quiet where all is soon done.
+        std::fs::remove_dir_all(&to).unwrap();
+        let mut hoist = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        let output = hoist.arg("--config").arg(&config).args(pull).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|b| String::from_utf8(b).unwrap());
+        assert!(output.status.success(), "{err}");
+        assert!(!(out + &err).contains('\x1b'));
+    })
+    .await;
+}
+
+fn configuration(home: &Path) -> std::path::PathBuf {
+    let file = home.join("hoist.toml");
+    let text = format!("[registry]\nhosts_dirs = [{home:?}]\n[fetch]\nretries = 1\n");
+    std::fs::write(&file, text).unwrap();
+    file
 }

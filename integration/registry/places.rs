@@ -54,7 +54,7 @@ async fn redirects_without_an_end_or_an_aim_are_errors() {
 }
 
 /// Settings with a `hosts.toml` for `server`.
-fn mirrored(server: &FaultyRegistry, toml: &str) -> (tempfile::TempDir, Settings) {
+pub(super) fn mirrored(server: &FaultyRegistry, toml: &str) -> (tempfile::TempDir, Settings) {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join(&server.host);
     std::fs::create_dir(&dir).unwrap();
@@ -182,117 +182,4 @@ fn a_ca_file_that_is_none_is_named() {
     let file = Path::new("/nonexistent/ca.pem").to_owned();
     let error = Registry::new(Settings { ca_files: vec![file], ..settings() }).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
-}
-
-/// TLS in front of `server`, with a certificate for 127.0.0.1 by a CA of its own; returns its
-/// address and the CA's certificate.
-async fn tls_front(server: &FaultyRegistry) -> (String, String) {
-    let (host, ca, _) = tls_front_that_counts(server).await;
-    (host, ca)
-}
-
-type Handshakes = Arc<Mutex<Vec<rustls::HandshakeKind>>>;
-
-/// The same, and of what kind the handshakes were.
-async fn tls_front_that_counts(server: &FaultyRegistry) -> (String, String, Handshakes) {
-    let handshakes = Handshakes::default();
-    let noted = Arc::clone(&handshakes);
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::new(params, ca_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    let target = server.host.clone();
-    tokio::spawn(async move {
-        while let Ok((outer, _)) = listener.accept().await {
-            let (acceptor, target, noted) = (acceptor.clone(), target.clone(), Arc::clone(&noted));
-            tokio::spawn(async move {
-                // A client that does not trust us goes away here.
-                let Ok(mut outer) = acceptor.accept(outer).await else { return };
-                noted.lock().unwrap().extend(outer.get_ref().1.handshake_kind());
-                let mut inner = tokio::net::TcpStream::connect(target).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut outer, &mut inner).await;
-            });
-        }
-    });
-    (host, ca.pem(), handshakes)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_sessions_are_resumed_and_connections_used_again() {
-    let server = FaultyRegistry::start().await;
-    let digest = server.blob(noise(20_000));
-    let (front, ca, handshakes) = tls_front_that_counts(&server).await;
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("ca.pem");
-    std::fs::write(&file, ca).unwrap();
-    let host = format!("capabilities = [\"push\"]\n[host.\"https://{front}\"]\n");
-    let (_root, settings) = mirrored(&server, &host);
-    let settings = Settings { ca_files: vec![file], ..settings };
-    let one_at_once = |registry| {
-        let limits = Limits { chunk_bytes: 1024, per_image: 1, per_host: 1, global: 1 };
-        let budget = Budget::new(64 << 10);
-        let fetcher = Fetcher::new(registry, budget.clone(), limits);
-        Fetch { budget, fetcher, recorder: Arc::new(LayerRecorder::detached()) }
-    };
-    let reference = reference(&server.host);
-
-    let fetch = one_at_once(Registry::new(settings.clone()).unwrap());
-    assert!(fetch.read(&reference, digest, 20_000).await.unwrap() == noise(20_000));
-    let used = handshakes.lock().unwrap().len();
-    // A connection comes back a moment after its last byte.
-    assert!(used <= 4, "{used} handshakes for 20 requests, one at a time");
-
-    // A host that ends every connection costs a new one each, but the keys are known.
-    handshakes.lock().unwrap().clear();
-    server.script(|_, reply| reply.with("Connection", "close"));
-    let fetch = one_at_once(Registry::new(settings).unwrap());
-    assert!(fetch.read(&reference, digest, 20_000).await.unwrap() == noise(20_000));
-    let kinds = handshakes.lock().unwrap().clone();
-    let resumed = kinds.iter().filter(|&&kind| kind == rustls::HandshakeKind::Resumed).count();
-    assert_eq!((kinds.len(), resumed), (20, 19), "{kinds:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_wants_a_certificate_that_is_trusted() {
-    let server = FaultyRegistry::start().await;
-    let digest = server.blob(noise(5000));
-    let (front, ca) = tls_front(&server).await;
-    let reference = reference(&server.host);
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("ca.pem");
-    std::fs::write(&file, ca).unwrap();
-    let only = |keys: &str| {
-        let host = format!("[host.\"https://{front}\"]\n{keys}");
-        mirrored(&server, &format!("capabilities = [\"push\"]\n{host}"))
-    };
-    let read = async |settings: Settings| {
-        let fetch = Fetch::new(Registry::new(settings).unwrap(), 1024);
-        fetch.read(&reference, digest, 5000).await
-    };
-
-    let (_root, settings) = only("");
-    let error = registry_error(read(settings.clone()).await);
-    assert!(matches!(error, RegistryError::Send { .. } | RegistryError::Client { .. }), "{error}");
-    assert!(server.requests().is_empty());
-    let by_settings = Settings { ca_files: vec![file.clone()], ..settings };
-    assert!(read(by_settings).await.unwrap() == noise(5000));
-    let (_root, settings) = only(&format!("ca = {file:?}"));
-    assert!(read(settings).await.unwrap() == noise(5000));
-    let (_root, settings) = only("skip_verify = true");
-    assert!(read(settings).await.unwrap() == noise(5000));
 }

@@ -56,7 +56,9 @@ impl Progress {
 
     /// Takes bars off the terminal.
     pub(super) fn end(&mut self) {
-        if let Self::Bars { all, .. } = self {
+        if let Self::Bars { all, bars } = self {
+            // A bar that is done would be drawn once more when it goes.
+            bars.drain().for_each(|(_, bar)| bar.finish_and_clear());
             // A terminal that is gone needs no clearing.
             let _ = all.clear();
         }
@@ -88,7 +90,7 @@ fn line(report: &PullReport) {
 
 fn new_bar(layer: &LayerReport) -> ProgressBar {
     let style = ProgressStyle::with_template(
-        "{prefix} {bar:30} {bytes:>11} / {total_bytes:11} {bytes_per_sec:>13}  {msg}",
+        "{prefix} {bar:30} {decimal_bytes:>11} / {decimal_total_bytes:11} {msg}",
     );
     let bar = ProgressBar::new(layer.size).with_prefix(short(&layer.digest));
     bar.set_style(style.expect("the template is a constant"));
@@ -98,21 +100,35 @@ fn new_bar(layer: &LayerReport) -> ProgressBar {
 fn draw(bar: &ProgressBar, layer: &LayerReport) {
     bar.set_position(layer.bytes(Phase::Download).min(layer.size));
     match &layer.state {
-        LayerState::Waiting => bar.set_message("waiting"),
+        LayerState::Waiting => bar.set_message(message(layer, "waiting")),
         LayerState::Running if layer.bytes(Phase::Download) < layer.size => {
-            bar.set_message("fetching and unpacking");
+            bar.set_message(message(layer, "fetching and unpacking"));
         }
-        LayerState::Running => bar.set_message("unpacking"),
+        LayerState::Running => bar.set_message(message(layer, "unpacking")),
         LayerState::Done => finish(bar, layer, "done"),
         LayerState::Shared => finish(bar, layer, "there already"),
-        LayerState::Failed(_) => bar.abandon_with_message("failed"),
-        LayerState::Cancelled => bar.abandon_with_message("cancelled"),
+        LayerState::Failed(_) => bar.abandon_with_message(message(layer, "failed")),
+        LayerState::Cancelled => bar.abandon_with_message(message(layer, "cancelled")),
     }
 }
 
-fn finish(bar: &ProgressBar, layer: &LayerReport, message: &'static str) {
+/// Spans that say nothing about a rate: one read would be all that it is made of.
+const RATE_SECONDS_LEAST: f64 = 0.05;
+
+/// The rate at which the layer came until now, and what is done with it. The bar's own rate is made
+/// of what it was told between two drawings, which was a terabyte a second at first.
+fn message(layer: &LayerReport, phase: &str) -> String {
+    let download = layer.phases.iter().find(|report| report.phase == Phase::Download);
+    let rate = download.filter(|report| report.span() >= RATE_SECONDS_LEAST).map(|report| {
+        let each_second = report.bytes as f64 / report.span();
+        format!("{}/s", bytes(each_second as u64))
+    });
+    format!("{:>13}  {phase}", rate.unwrap_or_default())
+}
+
+fn finish(bar: &ProgressBar, layer: &LayerReport, phase: &str) {
     if !bar.is_finished() {
         bar.set_position(layer.size);
-        bar.finish_with_message(message);
+        bar.finish_with_message(message(layer, phase));
     }
 }

@@ -93,7 +93,7 @@ fn under_way(main: &mut String, report: &PullReport) {
         "<li><a href=\"/pulls/{id}\">{image}</a><progress max=\"{max}\" value=\"{got}\" aria-label=\"fetched\"></progress>\
          {done} of {layers} layers, {got_text} of {missing_text} fetched at {rate}, {unpacked} unpacked, {time}</li>",
         id = report.id,
-        image = escaped(&report.image),
+        image = breakable(&report.image),
         max = missing.max(1),
         layers = report.layers.len(),
         got_text = bytes(got),
@@ -112,7 +112,7 @@ fn row(main: &mut String, report: &PullReport) {
          <td class=\"n\">{}</td><td class=\"n more\">{}</td><td class=\"n more\">{}</td>\
          <td class=\"n more\">{}</td><td class=\"more\">{}</td></tr>",
         report.id,
-        escaped(&report.image),
+        breakable(&report.image),
         state(&report.state),
         seconds(report.seconds),
         report.layers.len(),
@@ -120,6 +120,11 @@ fn row(main: &mut String, report: &PullReport) {
         rate(report.bytes(Phase::Download), report.seconds),
         began(report),
     );
+}
+
+/// An image's name, which a narrow page may break after a slash or before a tag rather than within a word.
+fn breakable(image: &str) -> String {
+    escaped(image).replace('/', "/<wbr>").replace(':', "<wbr>:")
 }
 
 /// The word for a state, in its colour.
@@ -168,7 +173,7 @@ mod tests {
         let mut pages = vec![pulls(&history.list(9))];
         pages.extend((1..=3).map(|id| pull(&history.get(id).unwrap())));
         for html in pages {
-            assert!(html.contains("host/&lt;script&gt;"), "{html}");
+            assert!(html.contains("host/<wbr>&lt;script&gt;"), "{html}");
             assert_eq!(html.matches("<script").count(), 1, "the page's own only: {html}");
             assert!(!html.contains("<b>") && !html.contains(" style="), "{html}");
             for (at, _) in html.match_indices("://") {

@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::ImageError;
 use super::format::{
-    self, BLOCK, BLOCK_BYTES, DataLayout, INODE_BYTES, Inode, SLOT_BYTES, Superblock,
+    self, DataLayout, HEAD_BYTES, INODE_BYTES, Inode, PAGE_BYTES, SLOT_BYTES, Superblock,
     XATTR_BODY_BYTES,
 };
 use super::layout::AMENDED_XATTRS;
@@ -84,10 +84,15 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn open(file: &'a File) -> Result<Self, ImageError> {
-        let mut block = [0; BLOCK_BYTES];
-        read(file, 0, &mut block)?;
-        let superblock = Superblock::of_block(&block).map_err(malformed)?;
+        let mut head = [0; HEAD_BYTES];
+        read(file, 0, &mut head)?;
+        let superblock = Superblock::of_head(&head).map_err(malformed)?;
         Ok(Self { file, superblock })
+    }
+
+    /// Bytes of a block.
+    fn block(&self) -> u64 {
+        self.superblock.block.bytes()
     }
 
     fn read(&self, at: u64, into: &mut [u8]) -> Result<(), ImageError> {
@@ -101,7 +106,7 @@ impl<'a> Reader<'a> {
     fn inode(&self, nid: u64) -> Result<(u64, Inode), ImageError> {
         let at = nid
             .checked_mul(SLOT_BYTES)
-            .and_then(|at| at.checked_add(u64::from(self.superblock.meta_block) * BLOCK))
+            .and_then(|at| at.checked_add(u64::from(self.superblock.meta_block) * self.block()))
             .ok_or_else(|| malformed("an inode's number is out of range".to_owned()))?;
         let mut bytes = [0; INODE_BYTES];
         self.read(at, &mut bytes)?;
@@ -125,43 +130,44 @@ impl<'a> Reader<'a> {
 
     /// A name's inode. Blocks are read one by one: directories that are amended have few names.
     fn lookup(&self, at: u64, inode: &Inode, name: &[u8]) -> Result<Option<u64>, ImageError> {
-        let mut block = [0; BLOCK_BYTES];
+        let mut block = [0; PAGE_BYTES];
         let mut offset = 0;
         while offset < inode.size {
-            let length = usize::try_from((inode.size - offset).min(BLOCK)).expect("a block");
-            let tail = inode.layout == DataLayout::Inline && inode.size - offset < BLOCK;
+            let length = usize::try_from((inode.size - offset).min(self.block())).expect("a block");
+            let tail = inode.layout == DataLayout::Inline && inode.size - offset < self.block();
             let place = if tail {
                 at + (INODE_BYTES + inode.xattr_bytes) as u64
             } else {
-                u64::from(inode.value) * BLOCK + offset
+                u64::from(inode.value) * self.block() + offset
             };
             self.read(place, &mut block[..length])?;
             let entries = format::read_directory_block(&block[..length]).map_err(malformed)?;
             if let Some((_, nid)) = entries.into_iter().find(|(other, _)| *other == name) {
                 return Ok(Some(nid));
             }
-            offset += BLOCK;
+            offset += self.block();
         }
         Ok(None)
     }
 
     /// Puts shared xattrs behind everything else, or over those of an earlier call.
     fn append_shared(&mut self, shared: &mut Vec<u8>) -> Result<(), ImageError> {
-        shared.resize(shared.len().next_multiple_of(BLOCK_BYTES), 0);
+        let block = self.superblock.block;
+        shared.resize(shared.len().next_multiple_of(PAGE_BYTES), 0);
         let begin = match self.superblock.xattr_block {
             0 => self.superblock.blocks,
-            block => block,
+            begin => begin,
         };
-        let blocks = u32::try_from(shared.len() / BLOCK_BYTES).ok();
+        let blocks = u32::try_from(shared.len() / block.length()).ok();
         let end =
             blocks.and_then(|blocks| begin.checked_add(blocks)).ok_or(ImageError::TooLarge)?;
-        self.write(u64::from(begin) * BLOCK, shared)?;
+        self.write(u64::from(begin) * block.bytes(), shared)?;
         self.file
-            .set_len(u64::from(end) * BLOCK)
+            .set_len(u64::from(end) * block.bytes())
             .map_err(ImageError::io("setting the image's length"))?;
         self.superblock.xattr_block = begin;
         self.superblock.blocks = end;
-        self.write(0, &self.superblock.to_block())
+        self.write(0, &self.superblock.to_head())
     }
 
     /// Rewrites an inode and the xattrs behind it: shared ids first, then its own as they were.

@@ -5,13 +5,17 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::mem::size_of;
 
 use super::ImageError;
-use super::format::{BLOCK, BLOCK_BYTES, CHUNK_BITS_MAX, HOLE};
+use super::format::{BlockSize, CHUNK_BITS_MAX, HEAD_BYTES, HOLE, PAGE, PAGE_BYTES};
 
 /// Small pieces are collected up to this, so that a thousand small files are one call.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Larger pieces go to the file as they are, without being copied.
 const COPIED_BYTES: usize = 32 << 10;
+
+/// A file of so many bytes begins at a page's beginning of the image, whatever its blocks: its pages
+/// are then the image's, and what that wastes is next to nothing of it.
+const PAGED_BYTES: u64 = 128 << 10;
 
 /// Chunks that a file with holes may always have; more only in proportion to its data.
 const CHUNKS_FREE: u64 = 64;
@@ -49,16 +53,16 @@ impl FileData {
     }
 
     /// How many chunks a chunked file has; 0 for one in one piece.
-    pub(super) fn chunk_count(&self) -> u64 {
+    pub(super) fn chunk_count(&self, block: BlockSize) -> u64 {
         match &self.place {
             DataPlace::Plain { .. } => 0,
-            DataPlace::Chunked { bits, .. } => self.size.div_ceil(BLOCK << bits),
+            DataPlace::Chunked { bits, .. } => self.size.div_ceil(block.bytes() << bits),
         }
     }
 
     /// The block of every chunk, in order.
-    pub(super) fn chunk_blocks(&self) -> Vec<u32> {
-        let count = usize::try_from(self.chunk_count()).expect("bounded by the data");
+    pub(super) fn chunk_blocks(&self, block: BlockSize) -> Vec<u32> {
+        let count = usize::try_from(self.chunk_count(block)).expect("bounded by the data");
         let mut blocks = vec![HOLE; count];
         if let DataPlace::Chunked { chunks, .. } = &self.place {
             for &(chunk, block) in chunks {
@@ -73,6 +77,7 @@ impl FileData {
 #[derive(Debug)]
 pub(super) struct Appender {
     file: File,
+    block: BlockSize,
     buffer: Vec<u8>,
     /// Where the next byte goes.
     position: u64,
@@ -81,10 +86,15 @@ pub(super) struct Appender {
 }
 
 impl Appender {
-    /// Goes on at `position` of an empty file: what is before it is written at the end.
-    pub(super) fn new(mut file: File, position: u64) -> Result<Self, ImageError> {
+    /// Goes on behind the head of an empty file, which is written at the end.
+    pub(super) fn new(mut file: File, block: BlockSize) -> Result<Self, ImageError> {
+        let position = HEAD_BYTES as u64;
         file.seek(SeekFrom::Start(position)).map_err(ImageError::io("writing the image"))?;
-        Ok(Self { file, buffer: Vec::with_capacity(BUFFER_BYTES), position, holes: 0 })
+        Ok(Self { file, block, buffer: Vec::with_capacity(BUFFER_BYTES), position, holes: 0 })
+    }
+
+    pub(super) fn block(&self) -> BlockSize {
+        self.block
     }
 
     pub(super) fn holes(&self) -> u64 {
@@ -110,28 +120,36 @@ impl Appender {
         written.map_err(ImageError::io("writing the image"))
     }
 
-    /// Zeros; whole blocks of them become a hole in the image's file.
+    /// Zeros; whole pages of them become a hole in the image's file, as below that no file system
+    /// has holes.
     pub(super) fn zeros(&mut self, mut count: u64) -> Result<(), ImageError> {
-        const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
-        let to_block = (self.position.wrapping_neg() % BLOCK).min(count);
-        self.append(&ZEROS[..usize::try_from(to_block).expect("less than a block")])?;
-        count -= to_block;
-        let whole = count - count % BLOCK;
+        const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+        let to_page = (self.position.wrapping_neg() % PAGE).min(count);
+        self.append(&ZEROS[..usize::try_from(to_page).expect("less than a page")])?;
+        count -= to_page;
+        let whole = count - count % PAGE;
         if whole > 0 {
             self.flush()?;
-            self.position =
-                self.position.checked_add(whole).filter(addressable).ok_or(ImageError::TooLarge)?;
+            let behind = self.position.checked_add(whole);
+            self.position = behind
+                .filter(|position| position / self.block.bytes() < u64::from(HOLE))
+                .ok_or(ImageError::TooLarge)?;
             self.holes += whole;
             let place = SeekFrom::Start(self.position);
             self.file.seek(place).map_err(ImageError::io("writing the image"))?;
         }
-        self.append(&ZEROS[..usize::try_from(count - whole).expect("less than a block")])
+        self.append(&ZEROS[..usize::try_from(count - whole).expect("less than a page")])
     }
 
     /// Fills the current block up; the next one's number.
     pub(super) fn align(&mut self) -> Result<u32, ImageError> {
-        self.zeros(self.position.wrapping_neg() % BLOCK)?;
-        let block = self.position / BLOCK;
+        self.align_to(self.block.bytes())
+    }
+
+    /// The same, to a multiple of a block.
+    pub(super) fn align_to(&mut self, bytes: u64) -> Result<u32, ImageError> {
+        self.zeros(self.position.wrapping_neg() % bytes)?;
+        let block = self.position / self.block.bytes();
         // The last number means a hole.
         u32::try_from(block).ok().filter(|&block| block != HOLE).ok_or(ImageError::TooLarge)
     }
@@ -140,10 +158,6 @@ impl Appender {
         self.flush()?;
         Ok(self.file)
     }
-}
-
-fn addressable(position: &u64) -> bool {
-    *position / BLOCK < u64::from(HOLE)
 }
 
 /// A regular file whose data arrive.
@@ -159,10 +173,11 @@ impl Arriving {
     /// Begins a file of `size` bytes of which `stored` will come.
     pub(super) fn new(size: u64, stored: u64, to: &mut Appender) -> Result<Self, ImageError> {
         let place = if stored == size {
-            DataPlace::Plain { block: to.align()? }
+            let block = if size < PAGED_BYTES { to.align()? } else { to.align_to(PAGE)? };
+            DataPlace::Plain { block }
         } else {
             let most = CHUNKS_FREE + stored / BYTES_A_CHUNK;
-            let fits = |bits: &u32| size.div_ceil(BLOCK << bits) <= most;
+            let fits = |bits: &u32| size.div_ceil(to.block.bytes() << bits) <= most;
             let bits = (0..=CHUNK_BITS_MAX).find(fits).ok_or(ImageError::TooLarge)?;
             DataPlace::Chunked { bits, chunks: Vec::new() }
         };
@@ -179,7 +194,7 @@ impl Arriving {
         let DataPlace::Chunked { bits, chunks } = &mut self.place else {
             return to.append(bytes);
         };
-        let chunk_bytes = BLOCK << *bits;
+        let chunk_bytes = to.block.bytes() << *bits;
         while !bytes.is_empty() {
             let chunk = u32::try_from(offset / chunk_bytes).expect("bounded by the data");
             let (begin, end) = (u64::from(chunk) * chunk_bytes, offset - offset % chunk_bytes);
@@ -209,7 +224,7 @@ impl Arriving {
             && !chunks.is_empty()
         {
             // Up to the chunk's end or the file's, whichever comes first.
-            let in_chunk = self.next.wrapping_neg() % (BLOCK << *bits);
+            let in_chunk = self.next.wrapping_neg() % (to.block.bytes() << *bits);
             to.zeros(in_chunk.min(self.size.saturating_sub(self.next)))?;
             chunks.shrink_to_fit();
         }

@@ -13,9 +13,43 @@
 
 use std::ffi::CStr;
 
-pub(super) const BLOCK_BYTES: usize = 4096;
-pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
-const BLOCK_BITS: u8 = 12;
+/// How large an image's blocks are. Every file begins at one, so small ones waste less.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BlockSize {
+    /// 512 bytes: mounted by Linux 6.4 and later; an image holds up to 2 TiB.
+    Sector,
+    /// 4,096 bytes: mounted by every EROFS; an image holds up to 16 TiB.
+    #[default]
+    Page,
+}
+
+impl BlockSize {
+    /// The logarithm to base two (`blkszbits`).
+    fn bits(self) -> u8 {
+        match self {
+            Self::Sector => 9,
+            Self::Page => 12,
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn bytes(self) -> u64 {
+        1 << self.bits()
+    }
+
+    /// The same, for what is in memory.
+    pub(super) fn length(self) -> usize {
+        1 << self.bits()
+    }
+}
+
+/// What file systems give to a file at a time; the largest block too.
+pub(super) const PAGE_BYTES: usize = 4096;
+/// The same.
+pub(super) const PAGE: u64 = PAGE_BYTES as u64;
+
+/// What stands before the first file's data, whatever the blocks: unused bytes and the superblock.
+pub(super) const HEAD_BYTES: usize = 4096;
 
 /// Inodes begin at multiples of this; an inode's number (nid) counts them.
 pub(super) const SLOT_BYTES: u64 = 32;
@@ -134,6 +168,7 @@ impl Inode {
 /// What the superblock says; the rest of it is fixed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Superblock {
+    pub(super) block: BlockSize,
     pub(super) root_nid: u16,
     pub(super) inodes: u64,
     pub(super) blocks: u32,
@@ -144,13 +179,13 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
-    /// The whole of block 0.
-    pub(super) fn to_block(self) -> [u8; BLOCK_BYTES] {
-        let mut block = [0; BLOCK_BYTES];
-        let bytes = &mut block[SUPERBLOCK_OFFSET..];
+    /// The whole of the head.
+    pub(super) fn to_head(self) -> [u8; HEAD_BYTES] {
+        let mut head = [0; HEAD_BYTES];
+        let bytes = &mut head[SUPERBLOCK_OFFSET..];
         put(bytes, 0, &MAGIC.to_le_bytes());
         put(bytes, 8, &(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
-        bytes[12] = BLOCK_BITS;
+        bytes[12] = self.block.bits();
         put(bytes, 14, &self.root_nid.to_le_bytes());
         put(bytes, 16, &self.inodes.to_le_bytes());
         put(bytes, 36, &self.blocks.to_le_bytes());
@@ -158,14 +193,22 @@ impl Superblock {
         put(bytes, 44, &self.xattr_block.to_le_bytes());
         put(bytes, 48, &self.uuid);
         put(bytes, 80, &self.incompat.to_le_bytes());
-        let checksum = crc32c(bytes);
+        // Up to the end of its block (`erofs_superblock_csum_verify`).
+        let checked = match self.block {
+            BlockSize::Sector => self.block.length(),
+            BlockSize::Page => self.block.length() - SUPERBLOCK_OFFSET,
+        };
+        let checksum = crc32c(&bytes[..checked]);
         put(bytes, 4, &checksum.to_le_bytes());
-        block
+        head
     }
 
-    pub(super) fn of_block(block: &[u8; BLOCK_BYTES]) -> Result<Self, String> {
-        let bytes = &block[SUPERBLOCK_OFFSET..];
+    pub(super) fn of_head(head: &[u8; HEAD_BYTES]) -> Result<Self, String> {
+        let bytes = &head[SUPERBLOCK_OFFSET..];
+        let sizes = [BlockSize::Sector, BlockSize::Page];
+        let block = sizes.into_iter().find(|size| size.bits() == bytes[12]);
         let found = Self {
+            block: block.unwrap_or_default(),
             root_nid: u16_at(bytes, 14),
             inodes: u64_at(bytes, 16),
             blocks: u32_at(bytes, 36),
@@ -175,7 +218,7 @@ impl Superblock {
             incompat: u32_at(bytes, 80),
         };
         // Also tells any difference in what is fixed.
-        if found.to_block() != *block {
+        if found.to_head() != *head {
             return Err("its superblock is none of ours, or damaged".to_owned());
         }
         Ok(found)
@@ -294,18 +337,24 @@ mod tests {
 
     #[test]
     fn a_damaged_superblock_is_seen() {
-        let superblock = Superblock {
-            root_nid: 2,
-            inodes: 3,
-            blocks: 9,
-            meta_block: 7,
-            xattr_block: 0,
-            uuid: [7; 16],
-            incompat: INCOMPAT_CHUNKED,
-        };
-        let mut block = superblock.to_block();
-        assert_eq!(Superblock::of_block(&block).unwrap(), superblock);
-        block[SUPERBLOCK_OFFSET + 37] ^= 1;
-        assert!(Superblock::of_block(&block).is_err());
+        for block in [BlockSize::Sector, BlockSize::Page] {
+            let superblock = Superblock {
+                block,
+                root_nid: 2,
+                inodes: 3,
+                blocks: 9,
+                meta_block: 7,
+                xattr_block: 0,
+                uuid: [7; 16],
+                incompat: INCOMPAT_CHUNKED,
+            };
+            let head = superblock.to_head();
+            assert_eq!(Superblock::of_head(&head).unwrap(), superblock);
+            for damaged in [12, 37] {
+                let mut head = head;
+                head[SUPERBLOCK_OFFSET + damaged] ^= 1;
+                assert!(Superblock::of_head(&head).is_err());
+            }
+        }
     }
 }

@@ -4,12 +4,12 @@
 use std::ops::Range;
 
 use super::ImageError;
-use super::format::{BLOCK, BLOCK_BYTES, DIRENT_BYTES, INODE_BYTES, SLOT_BYTES, XATTR_BODY_BYTES};
+use super::format::{BlockSize, DIRENT_BYTES, INODE_BYTES, SLOT_BYTES, XATTR_BODY_BYTES};
 use super::tree::{Body, Node, NodeId, Tree};
 
-/// The longest tail that stands behind its inode. It must not cross a block's end, so a longer one
-/// might find no place; it gets a block.
-const INLINE_BYTES: u64 = 4000;
+/// A tail longer than a block without so much does not stand behind its inode. It must not cross a
+/// block's end, so it might find no place; it gets a block.
+const NOT_INLINE_BYTES: u64 = 96;
 
 /// Shared xattrs that an amended directory may have: the format's `EROFS_MAX_SHARED_XATTRS`.
 pub(super) const AMENDED_XATTRS: usize = 128;
@@ -53,11 +53,14 @@ pub(super) fn entries(tree: &Tree, id: NodeId) -> Vec<(&[u8], NodeId)> {
 }
 
 /// Which entries stand in which block, with the bytes that they take there.
-pub(super) fn directory_blocks(entries: &[(&[u8], NodeId)]) -> Vec<(Range<usize>, usize)> {
+pub(super) fn directory_blocks(
+    entries: &[(&[u8], NodeId)],
+    block: BlockSize,
+) -> Vec<(Range<usize>, usize)> {
     let (mut blocks, mut begin, mut used) = (Vec::new(), 0, 0);
     for (index, (name, _)) in entries.iter().enumerate() {
         let bytes = DIRENT_BYTES + name.len();
-        if used + bytes > BLOCK_BYTES {
+        if used + bytes > block.length() {
             blocks.push((begin..index, used));
             (begin, used) = (index, 0);
         }
@@ -68,23 +71,24 @@ pub(super) fn directory_blocks(entries: &[(&[u8], NodeId)]) -> Vec<(Range<usize>
 }
 
 /// How the content of a directory or a symbolic link is split.
-pub(super) fn split(tree: &Tree, id: NodeId) -> Split {
+pub(super) fn split(tree: &Tree, id: NodeId, block: BlockSize) -> Split {
     let node = tree.node(id);
     let (size, may_inline) = match &node.body {
         Body::Directory(directory) => {
-            let blocks = directory_blocks(&entries(tree, id));
+            let blocks = directory_blocks(&entries(tree, id), block);
             let (_, last) = blocks.last().expect("the dot names are there");
-            let size = (blocks.len() as u64 - 1) * BLOCK + *last as u64;
+            let size = (blocks.len() as u64 - 1) * block.bytes() + *last as u64;
             (size, !directory.provisional)
         }
         Body::Symlink(target) => (target.len() as u64, true),
         _ => return Split { size: 0, blocks: 0, tail: 0 },
     };
-    let tail = size % BLOCK;
-    if may_inline && (1..=INLINE_BYTES).contains(&tail) {
-        Split { size, blocks: size / BLOCK, tail }
+    let block = block.bytes();
+    let tail = size % block;
+    if may_inline && (1..=block - NOT_INLINE_BYTES).contains(&tail) {
+        Split { size, blocks: size / block, tail }
     } else {
-        Split { size, blocks: size.div_ceil(BLOCK), tail: 0 }
+        Split { size, blocks: size.div_ceil(block), tail: 0 }
     }
 }
 
@@ -99,18 +103,18 @@ pub(super) fn reserved(node: &Node) -> usize {
 }
 
 /// Decides where all inodes stand, with what has blocks of its own from block `first` on.
-pub(super) fn plan(tree: &Tree, first: u32) -> Result<Layout, ImageError> {
+pub(super) fn plan(tree: &Tree, first: u32, size: BlockSize) -> Result<Layout, ImageError> {
     let mut spots = vec![Spot::default(); tree.nodes.len()];
     let (mut block, mut chunked) = (u64::from(first), false);
     // Number 0 is left out: it reads as "none" elsewhere in the format.
     let mut free = 2 * SLOT_BYTES;
     for (index, node) in tree.nodes.iter().enumerate().filter(|(_, node)| node.names > 0) {
-        let split = split(tree, NodeId::of_index(index));
+        let split = split(tree, NodeId::of_index(index), size);
         let xattrs = node.attributes.xattr_bytes();
         let head = (INODE_BYTES + xattrs) as u64;
         let mut at = free.next_multiple_of(SLOT_BYTES);
-        if (at + head) % BLOCK + split.tail > BLOCK {
-            at = ((at + head).next_multiple_of(BLOCK) - head).next_multiple_of(SLOT_BYTES);
+        if (at + head) % size.bytes() + split.tail > size.bytes() {
+            at = ((at + head).next_multiple_of(size.bytes()) - head).next_multiple_of(SLOT_BYTES);
         }
         spots[index] = Spot {
             nid: u32::try_from(at / SLOT_BYTES).map_err(|_| ImageError::TooLarge)?,
@@ -119,8 +123,9 @@ pub(super) fn plan(tree: &Tree, first: u32) -> Result<Layout, ImageError> {
         block += split.blocks;
         let behind = match &node.body {
             Body::File(data) => {
-                chunked |= data.chunk_count() > 0;
-                4 * data.chunk_count()
+                let chunks = data.chunk_count(size);
+                chunked |= chunks > 0;
+                4 * chunks
             }
             _ => reserved(node).saturating_sub(xattrs) as u64,
         };

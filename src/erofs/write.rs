@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use super::ImageError;
 use super::data::{Appender, Arriving, DataPlace, FileData};
 use super::format::{
-    self, BLOCK, BLOCK_BYTES, DataLayout, Dirent, INCOMPAT_CHUNKED, Inode, SLOT_BYTES, Superblock,
+    self, BlockSize, DataLayout, Dirent, INCOMPAT_CHUNKED, Inode, PAGE, SLOT_BYTES, Superblock,
     XATTR_BODY_BYTES,
 };
 use super::layout::{self, Layout, Split};
@@ -31,12 +31,12 @@ pub struct Image {
 }
 
 impl Image {
-    /// Begins an image in `file`, which is empty, with a root of these metadata.
+    /// Begins an image of such blocks in `file`, which is empty, with a root of these metadata.
     ///
     /// # Errors
     /// [`ImageError::Io`].
-    pub fn new(file: File, root: Attributes) -> Result<Self, ImageError> {
-        let appender = Appender::new(file, BLOCK)?;
+    pub fn new(file: File, block: BlockSize, root: Attributes) -> Result<Self, ImageError> {
+        let appender = Appender::new(file, block)?;
         Ok(Self { appender, arriving: None, tree: Tree::new(root) })
     }
 
@@ -79,9 +79,9 @@ impl Image {
     /// [`ImageError::Io`], [`ImageError::TooLarge`].
     pub fn finish(self, uuid: [u8; 16]) -> Result<Written, ImageError> {
         let Self { mut appender, tree, .. } = self;
-        let first = appender.align()?;
-        let layout = layout::plan(&tree, first)?;
-        let mut writer = Writer { tree: &tree, layout: &layout, bytes: Vec::new() };
+        let (first, block) = (appender.align()?, appender.block());
+        let layout = layout::plan(&tree, first, block)?;
+        let mut writer = Writer { tree: &tree, layout: &layout, block, bytes: Vec::new() };
         for (id, _) in live(&tree) {
             writer.blocks(id, &mut appender)?;
         }
@@ -94,11 +94,12 @@ impl Image {
             appender.append(&writer.bytes)?;
             position = at + writer.bytes.len() as u64;
         }
-        let blocks = appender.align()?;
+        let blocks = appender.align_to(PAGE)?;
         let holes = appender.holes();
         let file = appender.into_file()?;
         let inodes = tree.inodes();
         let superblock = Superblock {
+            block,
             root_nid: u16::try_from(layout.spots[0].nid).expect("the root is the first"),
             inodes,
             blocks,
@@ -107,10 +108,10 @@ impl Image {
             uuid,
             incompat: if layout.chunked { INCOMPAT_CHUNKED } else { 0 },
         };
-        let bytes = u64::from(blocks) * BLOCK;
+        let bytes = u64::from(blocks) * block.bytes();
         // A hole at the end is not written yet.
         file.set_len(bytes).map_err(ImageError::io("setting the image's length"))?;
-        file.write_all_at(&superblock.to_block(), 0)
+        file.write_all_at(&superblock.to_head(), 0)
             .map_err(ImageError::io("writing the image's superblock"))?;
         Ok(Written { bytes: bytes - holes, inodes })
     }
@@ -122,10 +123,16 @@ fn live(tree: &Tree) -> impl Iterator<Item = (NodeId, &Node)> {
     all.filter(|(_, node)| node.names > 0).map(|(index, node)| (NodeId::of_index(index), node))
 }
 
+/// A count of something that is in memory.
+fn in_memory(count: u64) -> usize {
+    usize::try_from(count).expect("it is in memory")
+}
+
 /// Turns inodes into bytes.
 struct Writer<'a> {
     tree: &'a Tree,
     layout: &'a Layout,
+    block: BlockSize,
     /// What was made last; the memory is used again.
     bytes: Vec<u8>,
 }
@@ -133,19 +140,19 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Writes those whole blocks that a directory or a symbolic link has.
     fn blocks(&mut self, id: NodeId, to: &mut Appender) -> Result<(), ImageError> {
-        let Split { blocks, .. } = layout::split(self.tree, id);
+        let Split { blocks, size, tail } = layout::split(self.tree, id, self.block);
         if blocks == 0 {
             return Ok(());
         }
         match &self.tree.node(id).body {
-            Body::Symlink(target) => to.append(target)?,
+            Body::Symlink(target) => to.append(&target[..in_memory(size - tail)])?,
             _ => {
                 let entries = layout::entries(self.tree, id);
-                let ranges = layout::directory_blocks(&entries);
-                for (range, _) in ranges.into_iter().take(usize::try_from(blocks).expect("fits")) {
+                let ranges = layout::directory_blocks(&entries, self.block);
+                for (range, _) in ranges.into_iter().take(in_memory(blocks)) {
                     self.bytes.clear();
                     self.directory_block(&entries[range]);
-                    self.bytes.resize(BLOCK_BYTES, 0);
+                    self.bytes.resize(self.block.length(), 0);
                     to.append(&self.bytes)?;
                 }
             }
@@ -166,7 +173,7 @@ impl Writer<'_> {
     /// An inode with its xattrs and what stands behind them.
     fn inode(&mut self, id: NodeId, node: &Node) {
         self.bytes.clear();
-        let split = layout::split(self.tree, id);
+        let split = layout::split(self.tree, id, self.block);
         let (layout, size, value) = self.content(id, node, &split);
         let Attributes { mode, uid, gid, seconds, nanos, .. } = node.attributes;
         let inode = Inode {
@@ -186,14 +193,17 @@ impl Writer<'_> {
         self.xattrs(&node.attributes);
         match &node.body {
             Body::File(data) => {
-                for block in data.chunk_blocks() {
+                for block in data.chunk_blocks(self.block) {
                     self.bytes.extend_from_slice(&block.to_le_bytes());
                 }
             }
-            Body::Symlink(target) if split.tail > 0 => self.bytes.extend_from_slice(target),
+            Body::Symlink(target) if split.tail > 0 => {
+                self.bytes.extend_from_slice(&target[in_memory(split.size - split.tail)..]);
+            }
             Body::Directory(_) if split.tail > 0 => {
                 let entries = layout::entries(self.tree, id);
-                let (last, _) = layout::directory_blocks(&entries).pop().expect("one at least");
+                let (last, _) =
+                    layout::directory_blocks(&entries, self.block).pop().expect("one at least");
                 self.directory_block(&entries[last]);
             }
             _ => {}

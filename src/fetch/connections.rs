@@ -26,8 +26,8 @@ pub(super) struct Open {
 struct Host {
     open: usize,
     pace: Pace,
-    /// It asked to be left alone until then.
-    closed_until: Option<Instant>,
+    /// It asked to be left alone until then, by the clock of the timer that ends it.
+    closed_until: Option<tokio::time::Instant>,
 }
 
 impl Open {
@@ -45,7 +45,7 @@ impl Scarce for Open {
         let of_image = self.images.get(&image).copied().unwrap_or_default();
         let host_is_full = self.hosts.get(host).is_some_and(|host| {
             host.open >= host.pace.limit()
-                || host.closed_until.is_some_and(|until| Instant::now() < until)
+                || host.closed_until.is_some_and(|until| tokio::time::Instant::now() < until)
         });
         let full =
             self.all >= self.limits.global || of_image >= self.limits.per_image || host_is_full;
@@ -102,11 +102,10 @@ impl Connections {
     /// Notes that the host is overloaded: it is asked less from now on, and nothing at all for as
     /// long as it says.
     pub(super) fn refused(&self, host: &Arc<str>, asked: Instant, pause: Option<Duration>) {
-        let now = Instant::now();
+        let until = pause.map(|pause| tokio::time::Instant::now() + pause);
         self.0.with(|open| {
             let host = open.host(host);
-            host.pace.refused(asked, now);
-            let until = pause.map(|pause| now + pause);
+            host.pace.refused(asked, Instant::now());
             host.closed_until = host.closed_until.max(until);
         });
         if let Some(pause) = pause {
@@ -154,16 +153,18 @@ mod tests {
         drop((third, other));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_host_is_left_alone_for_as_long_as_it_asks() {
         let connections = Connections::new(limits(8, 8, 8));
         let layer = Standing::new(Party::new(), 9, 1);
         let host: Arc<str> = "a".into();
-        let asked = Instant::now();
-        let pause = Duration::from_millis(50);
-        connections.refused(&host, asked, Some(pause));
-        let opened = connections.open(&layer, &host).await;
-        assert!(asked.elapsed() >= pause, "a lower bound holds on the slowest machine");
-        drop(opened);
+        // The clock goes only as far as somebody waits.
+        let pause = Duration::from_secs(50);
+        connections.refused(&host, Instant::now(), Some(pause));
+        let mut opened = Box::pin(connections.open(&layer, &host));
+        assert!((&mut opened).now_or_never().is_none());
+        tokio::time::advance(pause - Duration::from_millis(1)).await;
+        assert!((&mut opened).now_or_never().is_none(), "a millisecond is left");
+        drop(opened.await);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::connections::Connection;
 use super::window::Window;
@@ -120,7 +121,8 @@ impl Transfer {
                 }
             }
             let task = self.clone();
-            tasks.spawn(async move { task.fetch(part, stream, Backpressure::Reserved).await });
+            let fetching = async move { task.fetch(part, stream, Backpressure::Reserved).await };
+            tasks.spawn(fetching.in_current_span());
         }
         failed(&mut tasks).await.map_or(Ok(()), Err)
     }

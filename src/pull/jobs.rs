@@ -326,7 +326,7 @@ impl Shared {
         let stop = reader.canceller();
         let named = layer.clone();
         let dest = match staged.image.clone() {
-            Some(file) => Dest::Image { file, budget: self.budget.clone() },
+            Some(staged) => Dest::Image { staged, budget: self.budget.clone() },
             None => Dest::Files(staged.path.clone()),
         };
         let resources = self.resources(window_bytes, &recorder);
@@ -345,13 +345,14 @@ impl Shared {
     }
 }
 
-/// Runs `work` on a thread for blocking work.
+/// Runs `work` on a thread for blocking work; what it logs says of which pull and layer it is.
 pub(super) async fn blocking<T: Send + 'static>(
     layer: &ImageLayer,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, PullError> {
     let layer = layer.blob;
-    tokio::task::spawn_blocking(work)
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
         .await
         .map_err(|_| PullError::Internal { layer, what: "a blocking task" })
 }

@@ -28,10 +28,11 @@ use bytes::Bytes;
 
 use super::PullError;
 use super::buffers::{BUFFER_BYTES, BUFFERS, Buffers};
-use super::trees::StoreError;
+use super::trees::{StagedImage, StoreError};
 use crate::archive::Source;
 use crate::budget::Budget;
 use crate::compression::{self, Arrival, CompressionError, Decoded, Pieces, Resources};
+use crate::erofs::BlockSize;
 use crate::fetch::{BlobReader, FetchError};
 use crate::hashing::{HashStream, Hashers};
 use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
@@ -101,9 +102,9 @@ impl Footprint {
 pub(super) enum Dest {
     /// Files in this directory.
     Files(PathBuf),
-    /// An EROFS image, this file.
+    /// An EROFS image.
     Image {
-        file: PathBuf,
+        staged: StagedImage,
         /// Names and metadata are paid for from here, beside what the layer has reserved.
         budget: Budget,
     },
@@ -144,7 +145,8 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
             recorder: &recorder,
             footprint,
         };
-        let run = move || stage.run(compression, resources, &to_unpack, unwanted);
+        let span = tracing::Span::current();
+        let run = move || span.in_scope(|| stage.run(compression, resources, &to_unpack, unwanted));
         let stage = std::thread::Builder::new().name("hoist-decode".to_owned());
         let stage = stage.spawn_scoped(scope, run).map_err(|source| {
             PullError::from(StoreError::Io { doing: "start a layer's thread".to_owned(), source })
@@ -153,9 +155,9 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
         let mut source = Archive { pieces: archive, recorder: &recorder };
         let unpacked = match &dest {
             Dest::Files(root) => unpack::unpack(&mut source, root, &unpack, &recorder),
-            Dest::Image { file, budget } => {
-                let (label, budget) = (label(&layer), Some(budget));
-                unpack::unpack_image(&mut source, file, label, &unpack, budget, &recorder)
+            Dest::Image { staged, budget } => {
+                let (label, budget) = (label(&layer, staged.block), Some(budget));
+                unpack::unpack_image(&mut source, &staged.path, label, &unpack, budget, &recorder)
             }
         };
         match &unpacked {
@@ -174,11 +176,11 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
 
 /// The image of a layer is named by its DiffID; what no entry gives a time has that of the pull, as
 /// in files.
-fn label(layer: &ImageLayer) -> ImageLabel {
+fn label(layer: &ImageLayer, block: BlockSize) -> ImageLabel {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&layer.diff_id.0.as_bytes()[..16]);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    ImageLabel { uuid, seconds: since.as_secs() }
+    ImageLabel { uuid, seconds: since.as_secs(), block }
 }
 
 /// Notes in `recorder` what is hashed.

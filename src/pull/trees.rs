@@ -19,6 +19,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::erofs::BlockSize;
 use crate::image::DiffId;
 
 /// Names one tree for as long as its store exists; ids are never used again.
@@ -39,9 +40,18 @@ pub struct StagedTree {
     pub id: TreeId,
     /// The layer's root directory: it exists, is empty, and has mode 0755.
     pub path: PathBuf,
-    /// A file that does not exist yet, to be made an EROFS image of the layer instead of files in
-    /// `path`; `None` where the store wants files.
-    pub image: Option<PathBuf>,
+    /// To be made an EROFS image of the layer instead of files in `path`; `None` where the store
+    /// wants files.
+    pub image: Option<StagedImage>,
+}
+
+/// Where a layer's image is to be made.
+#[derive(Clone, Debug)]
+pub struct StagedImage {
+    /// A file that does not exist yet.
+    pub path: PathBuf,
+    /// Such blocks as the store can mount.
+    pub block: BlockSize,
 }
 
 /// What was written into a staged tree.

@@ -415,7 +415,10 @@ impl Authorizer {
         self.metrics.answered(&host, &code, asked.elapsed().as_secs_f64());
         let (status, headers, body) = match answer {
             Err(_) => return Err(failed("no answer in time".to_owned(), true, None)),
-            Ok(Err(error)) => return Err(failed(super::error::chain(&error), true, None)),
+            Ok(Err(error)) => {
+                let (problem, transient) = super::error::told(&error);
+                return Err(failed(problem, transient, None));
+            }
             Ok(Ok(answer)) => answer,
         };
         // A refresh token that is no longer good is an invalid grant to OAuth 2: a 400.

@@ -5,17 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Identity, Url, redirect};
+use reqwest::{Client, Url, redirect};
 
-use super::RegistryError;
 use super::hosts::HostConfig;
-
-/// How many bytes of a file with certificates are read; the whole web's fit into a quarter of it.
-const PEM_BYTES_MOST: u64 = 1 << 20;
+use super::{RegistryError, tls};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Kind {
@@ -90,20 +87,15 @@ impl Clients {
         if kind.loopback {
             builder = builder.no_proxy();
         }
-        if !kind.tls {
-            builder = builder.tls_certs_only([]);
-        } else if kind.skip_verify {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        } else {
+        if kind.tls {
             let mut roots = Vec::new();
             for file in self.ca.iter().chain(&kind.ca) {
-                roots.extend(certificates(file)?);
+                roots.extend(tls::certificates(file)?);
             }
-            builder = builder.tls_certs_merge(roots);
-        }
-        // The TLS library presents one identity; containerd's first pair is taken.
-        if let Some((certificate, key)) = kind.client.first() {
-            builder = builder.identity(identity(certificate, key.as_deref())?);
+            let tls = tls::configure(roots, kind.skip_verify, &kind.client)?;
+            builder = builder.tls_backend_preconfigured(tls);
+        } else {
+            builder = builder.tls_certs_only([]);
         }
         builder.build().map_err(|error| {
             let problem = std::error::Error::source(&error)
@@ -111,39 +103,6 @@ impl Clients {
             RegistryError::Client { problem }
         })
     }
-}
-
-fn read_pem(file: &Path) -> Result<Vec<u8>, RegistryError> {
-    let problem = |problem: String| RegistryError::Certificate { file: file.to_owned(), problem };
-    let size = std::fs::metadata(file).map_err(|error| problem(error.to_string()))?.len();
-    if size > PEM_BYTES_MOST {
-        return Err(problem(format!("{size} bytes are too many for certificates")));
-    }
-    std::fs::read(file).map_err(|error| problem(error.to_string()))
-}
-
-/// The certificates in a file.
-///
-/// # Errors
-/// Where it cannot be read or holds none.
-pub(super) fn certificates(file: &Path) -> Result<Vec<Certificate>, RegistryError> {
-    let found = Certificate::from_pem_bundle(&read_pem(file)?).ok().filter(|all| !all.is_empty());
-    found.ok_or_else(|| RegistryError::Certificate {
-        file: file.to_owned(),
-        problem: "there is no certificate in PEM form in it".to_owned(),
-    })
-}
-
-fn identity(certificate: &Path, key: Option<&Path>) -> Result<Identity, RegistryError> {
-    let mut pem = read_pem(certificate)?;
-    if let Some(key) = key {
-        pem.push(b'\n');
-        pem.extend(read_pem(key)?);
-    }
-    Identity::from_pem(&pem).map_err(|_| RegistryError::Certificate {
-        file: certificate.to_owned(),
-        problem: "there is no certificate with its private key in PEM form".to_owned(),
-    })
 }
 
 #[cfg(test)]
@@ -159,15 +118,5 @@ mod tests {
         for url in ["http://localhost.example/", "http://10.0.0.1/", "http://127.0.0.1.example/"] {
             assert!(!loopback(url), "{url}");
         }
-    }
-
-    #[test]
-    fn files_that_hold_no_certificate_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("ca.pem");
-        std::fs::write(&file, "no certificate").unwrap();
-        let error = certificates(&file).unwrap_err().to_string();
-        assert!(error.contains("ca.pem"), "{error}");
-        assert!(identity(&file, None).is_err());
     }
 }

@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::tls::Verdict;
+
 /// Why a registry did not give what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -104,7 +106,7 @@ pub enum RegistryError {
         retry_after: Option<Duration>,
     },
     /// No answer came: name resolution, connection, TLS, or a reset before the headers.
-    #[error("{host} cannot be asked for {what}: {}", chain(source))]
+    #[error("{host} cannot be asked for {what}: {}", told(source).0)]
     Send {
         /// The host that was asked.
         host: String,
@@ -261,11 +263,10 @@ impl RegistryError {
     }
 
     /// Whether the same question may get an answer later: overload, a server's fault, and
-    /// everything that happens to connections. A wrong certificate is not told apart from a
-    /// broken connection, and is tried again in vain.
+    /// everything that happens to connections, but for a certificate that one side does not trust.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Send { source, .. } => !source.is_builder(),
+            Self::Send { source, .. } => told(source).1,
             Self::Stalled { .. } | Self::Broken { .. } | Self::RangeIgnored { .. } => true,
             Self::Token { transient, .. } => *transient,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
@@ -310,6 +311,15 @@ impl RegistryError {
     /// Whether the bytes themselves are wrong, in which case nobody else's copy excuses them.
     pub fn is_integrity(&self) -> bool {
         matches!(self, Self::Digest { .. } | Self::Size { .. })
+    }
+}
+
+/// An error as [`chain`] tells it, with what to do where it is the certificates' fault, and whether
+/// another try may help.
+pub(super) fn told(error: &reqwest::Error) -> (String, bool) {
+    match Verdict::of(error) {
+        Some(verdict) => (format!("{}; {}", chain(error), verdict.way_out()), false),
+        None => (chain(error), !error.is_builder()),
     }
 }
 

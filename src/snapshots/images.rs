@@ -23,7 +23,7 @@ use super::layout::Layout;
 use super::records::Layer;
 use super::treestore::PUBLISHED;
 use super::{Backend, Snapshots, mounts};
-use crate::erofs::{self, FileData, Image};
+use crate::erofs::{self, BlockSize, FileData, Image};
 use crate::pull::trees::TreeId;
 use crate::sys::images::{self, Attachment, Audience};
 
@@ -35,8 +35,8 @@ pub(super) const IMAGE: i64 = 1;
 /// What this host has of images.
 #[derive(Debug)]
 pub(super) struct Images {
-    /// Whether new layers become images.
-    pub(super) wanted: bool,
+    /// New layers become images of such blocks; `None`: files.
+    pub(super) wanted: Option<BlockSize>,
     /// Why none is mounted: nobody else would see it, and containers would be put on empty
     /// directories.
     hidden: Option<Lack>,
@@ -63,7 +63,7 @@ impl Images {
             (Backend::Auto, Some(lack)) => files(lack),
             (Backend::Erofs, Some(lack)) => Err(Error::NoImages { reason: lack.to_string() }),
             (_, None) => match (probe(layout), wanted) {
-                (Ok(how), _) => images(how),
+                (Ok((block, how)), _) => images(block, how),
                 (Err(lack), Backend::Erofs) => Err(Error::NoImages { reason: lack.to_string() }),
                 (Err(lack), _) => files(lack),
             },
@@ -90,18 +90,18 @@ impl Images {
     }
 }
 
-fn files(why: impl Display) -> Result<bool, Error> {
+fn files(why: impl Display) -> Result<Option<BlockSize>, Error> {
     tracing::info!(backend = "overlay", %why, "layers become files");
-    Ok(false)
+    Ok(None)
 }
 
-fn images(how: Attachment) -> Result<bool, Error> {
+fn images(block: BlockSize, how: Attachment) -> Result<Option<BlockSize>, Error> {
     let why = match how {
         Attachment::File => "this kernel mounts image files, and overlay takes them",
         Attachment::Loop => "this kernel mounts images by loop devices, and overlay takes them",
     };
-    tracing::info!(backend = "erofs", why, "layers become images");
-    Ok(true)
+    tracing::info!(backend = "erofs", block_bytes = block.bytes(), why, "layers become images");
+    Ok(Some(block))
 }
 
 /// Whether, and why, nobody would see what is mounted here.
@@ -212,8 +212,16 @@ fn explain(error: &io::Error) -> String {
     }
 }
 
+/// The smallest blocks that this host takes, and how it takes an image.
+fn probe(layout: &Layout) -> Result<(BlockSize, Attachment), Lack> {
+    match probe_block(layout, BlockSize::Sector) {
+        Ok(how) => Ok((BlockSize::Sector, how)),
+        Err(_) => Ok((BlockSize::Page, probe_block(layout, BlockSize::Page)?)),
+    }
+}
+
 /// Makes a small image, mounts it and an overlay over it, and reads through both.
-fn probe(layout: &Layout) -> Result<Attachment, Lack> {
+fn probe_block(layout: &Layout, block: BlockSize) -> Result<Attachment, Lack> {
     let directory = layout.trash().join("erofs-probe");
     let root = directory.join("fs");
     let merged = directory.join("merged");
@@ -228,7 +236,7 @@ fn probe(layout: &Layout) -> Result<Attachment, Lack> {
     });
     written.map_err(|error| Lack::Write(error.to_string()))?;
     let image = directory.join("layer.erofs");
-    write_probe(&image).map_err(Lack::Write)?;
+    write_probe(&image, block).map_err(Lack::Write)?;
     let result = try_out(&directory, &image, &root, &merged);
     for point in [&merged, &root] {
         // A mount that stays keeps the directory from being swept, and nothing else.
@@ -241,12 +249,12 @@ fn probe(layout: &Layout) -> Result<Attachment, Lack> {
 const PROBE_TEXT: &[u8] = b"what is in an image can be read";
 
 /// An image with what the images of layers have: an opaque mark, and a file in chunks.
-fn write_probe(path: &Path) -> Result<(), String> {
+fn write_probe(path: &Path, block: BlockSize) -> Result<(), String> {
     let written = || -> Result<(), erofs::ImageError> {
         let failed = |source| erofs::ImageError::Io { what: "creating it", source };
         let options = File::options().read(true).write(true).create_new(true).open(path);
         let attributes = |mode| erofs::Attributes::new(mode, 0, 0, (0, 0));
-        let mut image = Image::new(options.map_err(failed)?, attributes(0o755))?;
+        let mut image = Image::new(options.map_err(failed)?, block, attributes(0o755))?;
         let top = image.tree.root();
         let directory = image.tree.add_directory(top, b"d", attributes(0o755), false);
         let opaque = image.tree.attributes_mut(directory);

@@ -17,7 +17,9 @@ use super::error::Error;
 use super::images::{FILES, IMAGE};
 use super::records::saturating;
 use crate::image::DiffId;
-use crate::pull::trees::{Content, StagedTree, StoreError, TreeId, TreeInfo, TreePin, TreeStore};
+use crate::pull::trees::{
+    Content, StagedImage, StagedTree, StoreError, TreeId, TreeInfo, TreePin, TreeStore,
+};
 
 /// `trees.state`
 pub(super) const STAGING: i64 = 0;
@@ -56,7 +58,8 @@ impl TreeStore for Snapshots {
         })?;
         // The row of a directory that could not be made goes again; failing that, at the next start.
         let path = self.layout.make_tree(id).inspect_err(|_| self.forget_staged(id))?;
-        let image = self.images.wanted.then(|| self.layout.tree_image(id));
+        let staged = |block| StagedImage { path: self.layout.tree_image(id), block };
+        let image = self.images.wanted.map(staged);
         Ok(StagedTree { id, path, image })
     }
 

@@ -16,12 +16,12 @@ use super::{LayerReport, LayerState, Phase, PhaseReport, PullReport, Samples};
 
 /// What the classes look like, in the light and in the dark.
 pub const STYLE: &str = "\
-.waterfall{--ink:#1c2024;--dim:#5c6670;--grid:#d8dde3;--net:#2f6fd0;--dec:#c2660a;--wri:#23824a;--com:#8a4bb8;--crit:#c8102e;\
+.waterfall{--paper:#fff;--ink:#1c2024;--dim:#5c6670;--grid:#d8dde3;--net:#2f6fd0;--dec:#c2660a;--wri:#23824a;--com:#8a4bb8;--crit:#c8102e;\
 font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;display:block}\
-.waterfall text{fill:var(--ink)}.waterfall .dim{fill:var(--dim)}.waterfall .grid{stroke:var(--grid);stroke-width:1}\
+.waterfall text{fill:var(--ink);stroke:var(--paper);stroke-width:3px;paint-order:stroke}.waterfall .dim{fill:var(--dim)}.waterfall .grid{stroke:var(--grid);stroke-width:1}\
 .waterfall .wait{fill:var(--dim);fill-opacity:.35}.waterfall .span{fill-opacity:.25}.waterfall .net{fill:var(--net)}\
 .waterfall .dec{fill:var(--dec)}.waterfall .wri{fill:var(--wri)}.waterfall .com{fill:var(--com)}.waterfall .crit{fill:var(--crit)}\
-@media(prefers-color-scheme:dark){.waterfall{--ink:#e6e9ec;--dim:#9aa5b1;--grid:#343b43;--net:#6ea8ff;--dec:#f0a04b;\
+@media(prefers-color-scheme:dark){.waterfall{--paper:#14171a;--ink:#e6e9ec;--dim:#9aa5b1;--grid:#343b43;--net:#6ea8ff;--dec:#f0a04b;\
 --wri:#5fcf8c;--com:#c79bf0;--crit:#ff6b7f}}";
 
 /// Where the first layer is, below the scale.

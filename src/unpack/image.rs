@@ -28,7 +28,7 @@ use super::files::{Attributes, Label, Rules};
 use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{ArchiveError, Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
 use crate::budget::{Budget, Permit};
-use crate::erofs::{self, Image, ImageError, NodeId};
+use crate::erofs::{self, BlockSize, Image, ImageError, NodeId};
 use crate::timeline::{LayerRecorder, Phase};
 
 /// What names and metadata borrow from the budget at a time, in bytes: some 25,000 entries.
@@ -44,6 +44,8 @@ pub struct ImageLabel {
     pub uuid: [u8; 16],
     /// The time of what no entry gives a time, in seconds since 1970.
     pub seconds: u64,
+    /// Of what size its blocks are.
+    pub block: BlockSize,
 }
 
 /// Writes a layer's tree as an EROFS image to `dest`, a file that does not exist yet. What the
@@ -75,7 +77,7 @@ pub fn unpack_image(
         whiteouts: options.whiteouts,
     };
     let root = erofs::Attributes::new(0o755, rules.uid, rules.gid, (label.seconds, 0));
-    let image = Image::new(file, root).map_err(failed)?;
+    let image = Image::new(file, label.block, root).map_err(failed)?;
     let builder = Builder {
         image,
         dest,

@@ -129,8 +129,13 @@ async fn plugin(args: &Doctor, two: bool) -> Check {
         Ok(answer) => answer.plugins,
         Err(error) => return Check::wrong(NAME, error, "ctr plugins ls says more"),
     };
-    let name = &args.snapshotter;
-    let own = |p: &&Plugin| p.kind == "io.containerd.snapshotter.v1" && p.id == *name;
+    registered(&plugins, &args.snapshotter, two)
+}
+
+/// Whether the snapshotter `name` is among the plugins as it has to be; `two` is containerd 2 or later.
+fn registered(plugins: &[Plugin], name: &str, two: bool) -> Check {
+    const NAME: &str = "plugin";
+    let own = |p: &&Plugin| p.kind == "io.containerd.snapshotter.v1" && p.id == name;
     let Some(plugin) = plugins.iter().find(own) else {
         let fix = format!(
             "[proxy_plugins.{name}] in containerd's configuration, then restart containerd"
@@ -298,7 +303,76 @@ fn annotations(disabled: Option<bool>, section: &str) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verdict;
     use super::*;
+
+    /// It found something wrong, and the way out has these words.
+    fn finds(check: &Check, verdict: Verdict, fix: &str) {
+        assert_eq!(check.verdict, verdict, "{check:?}");
+        assert!(check.fix.as_ref().is_some_and(|told| told.contains(fix)), "{check:?}");
+    }
+
+    #[test]
+    fn a_containerd_that_is_too_old_or_away_is_wrong() {
+        let of = |version: Result<&str, &str>| {
+            let version = version.map(str::to_owned).map_err(str::to_owned);
+            told(&version, Path::new("/run/containerd.sock"))
+        };
+        for good in ["1.6.20~ds1", "1.7.24", "2.1.4-rc.0", "10.0"] {
+            assert_eq!(of(Ok(good)).verdict, Verdict::Ok, "{good}");
+        }
+        for old in ["1.5.18", "1.4.13~ds1", "unknown"] {
+            finds(&of(Ok(old)), Verdict::Wrong, "containerd 1.6 or later");
+        }
+        let away = of(Err("refused"));
+        assert!(away.found.contains("/run/containerd.sock: refused"), "{away:?}");
+        finds(&away, Verdict::Wrong, "systemctl status containerd");
+    }
+
+    #[test]
+    fn a_plugin_is_registered_with_its_annotations() {
+        let exports = |value: &str| {
+            HashMap::from([("enable_remote_snapshot_annotations".to_owned(), value.to_owned())])
+        };
+        let plugin = |id: &str, exports| Plugin {
+            kind: "io.containerd.snapshotter.v1".to_owned(),
+            id: id.to_owned(),
+            exports,
+            error: None,
+        };
+        let good = plugin("hoist", exports("true"));
+        assert_eq!(registered(std::slice::from_ref(&good), "hoist", true).verdict, Verdict::Ok);
+        // containerd 1.x has no exports, and needs none.
+        let bare = plugin("hoist", HashMap::new());
+        assert_eq!(registered(std::slice::from_ref(&bare), "hoist", false).verdict, Verdict::Ok);
+        for without in [bare, plugin("hoist", exports("false"))] {
+            let check = registered(&[without], "hoist", true);
+            finds(&check, Verdict::Wrong, "[proxy_plugins.hoist.exports]");
+            finds(&check, Verdict::Wrong, "enable_remote_snapshot_annotations = \"true\"");
+        }
+        let other = registered(&[plugin("overlayfs", HashMap::new())], "hoist", true);
+        finds(&other, Verdict::Wrong, "[proxy_plugins.hoist] in containerd's configuration");
+        let error = Some(Status { message: "dial: no such file".to_owned() });
+        let broken = registered(&[Plugin { error, ..good }], "hoist", true);
+        assert!(broken.found.contains("no such file"), "{broken:?}");
+        finds(&broken, Verdict::Wrong, "restart containerd with hoistd running");
+    }
+
+    #[test]
+    fn a_kubelet_that_pulls_with_another_is_told() {
+        let section = "[plugins.'io.containerd.cri.v1.images']";
+        assert_eq!(cri(Some("hoist"), section, "hoist").verdict, Verdict::Ok);
+        for other in [None, Some("overlayfs")] {
+            let check = cri(other, section, "hoist");
+            assert!(check.found.contains("overlayfs"), "{check:?}");
+            finds(&check, Verdict::Warning, "images']\n  snapshotter = \"hoist\"");
+        }
+        for disabled in [None, Some(true)] {
+            let check = annotations(disabled, section);
+            finds(&check, Verdict::Wrong, "images']\n  disable_snapshot_annotations = false");
+        }
+        assert_eq!(annotations(Some(false), section).verdict, Verdict::Ok);
+    }
 
     #[test]
     fn imports_are_followed_and_the_last_counts() {

@@ -32,7 +32,9 @@ pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, no_disk_tes
     if let Some(info) = info {
         checks.push(labels(&info));
     }
-    checks.push(kernel(config.pull.backend));
+    let kernel_has = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    checks.push(kernel(config.pull.backend, &kernel_has, release.trim()));
     let root = nearest(&config.root);
     checks.push(file_system(&config.root, root));
     checks.push(space(root));
@@ -41,7 +43,7 @@ pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, no_disk_tes
         let measured = tokio::task::spawn_blocking(move || disk(&root)).await;
         checks.extend(measured.ok());
     }
-    checks.push(time());
+    checks.push(time(clock::is_synchronised()));
 }
 
 async fn hoistd(config: &Config) -> (Check, Option<InfoResponse>) {
@@ -58,18 +60,23 @@ async fn hoistd(config: &Config) -> (Check, Option<InfoResponse>) {
         Ok(Err(error)) => return (Check::wrong(NAME, error.to_string(), start), None),
         Err(_) => return (Check::wrong(NAME, "no answer for 10 s", start), None),
     };
+    (same(&info, &config.root), Some(info))
+}
+
+/// Whether what runs is what is installed and configured.
+fn same(info: &InfoResponse, root: &Path) -> Check {
+    const NAME: &str = "hoistd";
     let own = env!("CARGO_PKG_VERSION");
     let found = format!("version {} answers, root {}", info.version, info.root);
-    let check = if info.version != own {
+    if info.version != own {
         let fix = format!("this hoist is {own}: systemctl restart hoistd after an upgrade of both");
         Check::warning(NAME, found, fix)
-    } else if Path::new(&info.root) == config.root {
+    } else if Path::new(&info.root) == root {
         Check::ok(NAME, found)
     } else {
-        let fix = format!("hoist.toml says root = {:?}: restart hoistd", config.root);
+        let fix = format!("hoist.toml says root = {root:?}: restart hoistd");
         Check::warning(NAME, found, fix)
-    };
-    (check, Some(info))
+    }
 }
 
 fn socket(name: &'static str, path: &Path) -> Check {
@@ -115,12 +122,10 @@ fn labels(info: &InfoResponse) -> Check {
     }
 }
 
-fn kernel(backend: Backend) -> Check {
+/// What the kernel of this `release` can do; `known` is its `/proc/filesystems`.
+fn kernel(backend: Backend, known: &str, release: &str) -> Check {
     const NAME: &str = "kernel";
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let has = |name: &str| known.lines().any(|line| line.split_whitespace().last() == Some(name));
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
     if backend == Backend::Erofs && !has("erofs") {
         Check::wrong(
             NAME,
@@ -165,8 +170,13 @@ fn file_system(root: &Path, there: &Path) -> Check {
         (statfs::NFS_SUPER_MAGIC, "nfs"),
     ];
     let name = known.iter().find(|(magic, _)| *magic == kind).map_or("another", |(_, name)| name);
-    let found = format!("{} is on {name}", there.display());
-    match name {
+    holds_layers(name, there, fix)
+}
+
+fn holds_layers(file_system: &str, there: &Path, fix: String) -> Check {
+    const NAME: &str = "file system of the root";
+    let found = format!("{} is on {file_system}", there.display());
+    match file_system {
         "ext4" | "xfs" | "btrfs" => Check::ok(NAME, found),
         "tmpfs" => Check::warning(NAME, format!("{found}: layers take memory"), fix),
         "overlay" | "nfs" => Check::wrong(
@@ -185,7 +195,11 @@ fn space(there: &Path) -> Check {
         Err(error) => return Check::wrong(NAME, error.to_string(), "see df"),
     };
     let free = found.blocks_available() * found.fragment_size();
-    let all = found.blocks() * found.fragment_size();
+    room(free, found.blocks() * found.fragment_size())
+}
+
+fn room(free: u64, all: u64) -> Check {
+    const NAME: &str = "disk space";
     let told = format!("{} free of {}", bytes(free), bytes(all));
     if free < DISK_TIGHT_BYTES {
         Check::warning(NAME, told, "remove images, or give the root a larger volume")
@@ -196,11 +210,16 @@ fn space(there: &Path) -> Check {
 
 /// How fast the root's disk takes a file, synced.
 fn disk(there: &Path) -> Check {
-    const NAME: &str = "disk rate";
     let path = there.join(format!(".hoist-doctor.{}", std::process::id()));
     let measured = write(&path);
     // It may not have been made.
     let _ = std::fs::remove_file(&path);
+    quick(measured, there)
+}
+
+/// Whether [`DISK_TEST_BYTES`] in so many seconds are quick enough.
+fn quick(measured: std::io::Result<f64>, there: &Path) -> Check {
+    const NAME: &str = "disk rate";
     match measured {
         Err(error) => Check::warning(
             NAME,
@@ -232,12 +251,15 @@ fn write(path: &Path) -> std::io::Result<f64> {
     Ok(began.elapsed().as_secs_f64())
 }
 
-fn time() -> Check {
+fn time(synchronised: Option<bool>) -> Check {
     const NAME: &str = "clock";
     let fix = "enable chronyd or systemd-timesyncd: tokens and certificates have times";
-    match clock::is_synchronised() {
+    match synchronised {
         Some(true) => Check::ok(NAME, "the kernel says that it is kept right"),
         Some(false) => Check::warning(NAME, "nothing keeps it right", fix),
         None => Check::warning(NAME, "the kernel does not tell whether it is kept right", fix),
     }
 }
+
+#[cfg(test)]
+mod tests;

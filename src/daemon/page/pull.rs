@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::{BUSY_SECONDS, began, page, state};
+use super::{BUSY_SECONDS, began, breakable, page, state};
 use crate::timeline::figures::{bytes, rate, seconds, short};
 use crate::timeline::svg::{self, escaped};
 use crate::timeline::{LayerReport, LayerState, Phase, PullReport, PullState};
 
 /// The page.
 pub(in super::super) fn pull(report: &PullReport) -> String {
-    let mut main = format!("<h1>{}</h1>", escaped(&report.image));
+    let mut main = format!("<h1>{}</h1>", breakable(&report.image));
     facts(&mut main, report);
     verdict(&mut main, report);
     main.push_str("<section aria-labelledby=\"waterfall\"><h2 id=\"waterfall\">Waterfall</h2><figure><figcaption>");
@@ -46,7 +46,7 @@ fn facts(main: &mut String, report: &PullReport) {
         ("Unpacked", bytes(report.bytes(Phase::Decompress))),
         ("Rate", rate(report.bytes(Phase::Download), report.seconds)),
         ("Retries", retries.to_string()),
-        ("Began", began(report)),
+        ("Began", format!("<time>{}</time>", began(report))),
     ] {
         let _ = write!(main, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }

@@ -156,8 +156,7 @@ async fn converse(
         if said.contains("credentials not found") {
             return Ok(None);
         }
-        let said: String = said.trim().chars().take(300).collect();
-        return Err(failed(format!("{}: {said}", output.status)));
+        return Err(failed(format!("{}: {}", output.status, tellable(&said))));
     }
     let answer: HelperAnswer = serde_json::from_slice(&output.stdout).map_err(|_| {
         failed("its answer is not the JSON of the docker-credential protocol".into())
@@ -167,6 +166,15 @@ async fn converse(
     } else {
         Credential::Password(answer.username, answer.secret)
     }))
+}
+
+/// What may be told of a failed helper's words: their beginning, and nothing of an answer that holds
+/// a secret.
+fn tellable(said: &str) -> String {
+    if said.contains("\"Secret\"") {
+        return "it failed after an answer, which is not told here".to_owned();
+    }
+    said.trim().chars().take(300).collect()
 }
 
 #[cfg(test)]
@@ -237,6 +245,11 @@ mod tests {
         assert_eq!(none.unwrap(), None);
         let error = helper("echo no session >&2; exit 3").await.unwrap_err().to_string();
         assert!(error.contains("no session") && error.contains('3'), "{error}");
+        for stream in ["", " >&2"] {
+            let answer = format!(r#"echo '{{"Username":"u","Secret":"pa55"}}'{stream}; exit 3"#);
+            let error = helper(&answer).await.unwrap_err().to_string();
+            assert!(error.contains('3') && !error.contains("pa55"), "{error}");
+        }
         assert!(helper("echo rubbish").await.is_err());
     }
 }
