@@ -169,6 +169,12 @@ impl Authorizer {
         Self { credentials, timeout, metrics, entries: Mutex::default(), taken: Mutex::default() }
     }
 
+    /// The sources that have credentials for `scope`, in the order of trying, and what those say that
+    /// fail. No secret.
+    pub(super) async fn sources(&self, scope: Scope<'_>) -> Vec<String> {
+        self.credentials.sources(scope.place()).await
+    }
+
     fn entry(&self, scope: Scope<'_>) -> Arc<tokio::sync::Mutex<Entry>> {
         let key = (scope.host.base.to_string(), scope.repository.to_owned());
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);

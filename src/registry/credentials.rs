@@ -200,6 +200,19 @@ impl Credentials {
         }
     }
 
+    /// The names of those sources that have something for a place, in the order of trying, and what
+    /// those say that fail. No secret.
+    pub(super) async fn sources(&self, place: Place<'_>) -> Vec<String> {
+        let mut told = Vec::new();
+        for source in ORDER {
+            match self.of(source, place).await {
+                Ok(found) => told.extend(found.into_iter().map(|one| one.origin.name)),
+                Err((origin, error)) => told.push(format!("{origin} ({error})")),
+            }
+        }
+        told
+    }
+
     /// Has a candidate's source forget it, since it was refused.
     pub(super) async fn refused(&self, place: Place<'_>, candidate: &Candidate) {
         if let (Source::Ecr, Some(ecr)) = (candidate.origin.source, &self.ecr) {
