@@ -36,7 +36,7 @@ use crate::image::{BlobDigest, Sha256};
 use crate::metrics::RequestMetrics;
 
 pub use blob::{Blob, Body};
-pub use credentials::Keychain;
+pub use credentials::{Keychain, registry_of, unpacked};
 pub use error::RegistryError;
 pub use oci_spec::distribution::{ParseError, Reference};
 pub use push::{Push, ReadPart, Sent};

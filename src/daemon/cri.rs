@@ -14,8 +14,6 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use prost::Message;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -26,7 +24,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::error::DaemonError;
 use crate::pull;
-use crate::registry::Keychain;
+use crate::registry::{Keychain, registry_of, unpacked};
 
 /// The largest `PullImage` that is looked into; its pod's annotations are in it. gRPC's own bound.
 const MESSAGE_BYTES_MOST: usize = 4 << 20;
@@ -150,7 +148,7 @@ impl Between {
         let Ok(reference) = pull::parse_reference(&image.image) else { return };
         // They may be for another registry; containerd looks too.
         let server = host_of(&auth.server_address);
-        if !server.is_empty() && hub(server) != hub(reference.registry()) {
+        if !server.is_empty() && registry_of(server) != registry_of(reference.registry()) {
             tracing::debug!(image = image.image, server, "credentials of another server");
             return;
         }
@@ -172,9 +170,8 @@ impl AuthConfig {
         if !self.username.is_empty() {
             return Some((self.username, self.password));
         }
-        let plain = String::from_utf8(BASE64_STANDARD.decode(self.auth.trim()).ok()?).ok()?;
-        let (user, password) = plain.trim_end_matches('\0').split_once(':')?;
-        Some((user.to_owned(), password.to_owned()))
+        let (user, password) = unpacked(self.auth.trim())?;
+        Some((user, password.trim_end_matches('\0').to_owned()))
     }
 }
 
@@ -190,14 +187,6 @@ fn parse(body: &[u8]) -> Option<PullImageRequest> {
 fn host_of(address: &str) -> &str {
     let bare = address.split_once("://").map_or(address, |(_, bare)| bare);
     bare.split('/').next().unwrap_or_default()
-}
-
-/// One name for Docker Hub, which has several.
-fn hub(host: &str) -> &str {
-    match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        other => other,
-    }
 }
 
 #[cfg(test)]
@@ -226,7 +215,7 @@ mod tests {
     #[test]
     fn a_server_is_named_in_several_ways() {
         for address in ["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"] {
-            assert_eq!(hub(host_of(address)), "docker.io");
+            assert_eq!(registry_of(host_of(address)), "docker.io");
         }
         assert_eq!(host_of("http://r.example:5000/v2/"), "r.example:5000");
         assert_eq!(host_of(""), "");

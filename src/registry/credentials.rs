@@ -16,6 +16,9 @@ mod kubernetes;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::{RegistryError, Settings};
 
 pub use keychain::Keychain;
@@ -49,12 +52,20 @@ pub(super) struct Place<'a> {
     pub(super) repository: &'a str,
 }
 
-/// The registry that an image reference of Docker Hub names, for the host that serves it.
-fn registry_of(host: &str) -> &str {
+/// The registry that image references name, for a host that serves it: Docker Hub has several.
+pub fn registry_of(host: &str) -> &str {
     match host {
         "registry-1.docker.io" | "index.docker.io" => "docker.io",
         other => other,
     }
+}
+
+/// User and password, as `auth` of docker's `config.json` packs them: `USER:PASSWORD` in base64.
+/// `None` where it is neither.
+pub fn unpacked(auth: &str) -> Option<(String, String)> {
+    let plain = String::from_utf8(BASE64_STANDARD.decode(auth).ok()?).ok()?;
+    let (user, password) = plain.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
 }
 
 /// A kind of source, in the order of trying: what was handed over for this very image goes first,

@@ -325,14 +325,19 @@ pub(super) fn told(error: &reqwest::Error) -> (String, bool) {
 
 /// An error with its sources, without addresses: those of object stores carry signatures.
 pub(super) fn chain(error: &reqwest::Error) -> String {
-    let mut text = if error.is_timeout() {
-        "timed out".to_owned()
+    let text = if error.is_timeout() {
+        "timed out"
     } else if error.is_connect() {
-        "no connection".to_owned()
+        "no connection"
     } else {
-        "the connection failed".to_owned()
+        "the connection failed"
     };
-    let mut source = std::error::Error::source(error);
+    with_sources(text.to_owned(), error)
+}
+
+/// What is said of an error, with those of its sources that say more.
+pub(super) fn with_sources(mut text: String, error: &dyn std::error::Error) -> String {
+    let mut source = error.source();
     while let Some(inner) = source {
         let line = inner.to_string();
         if !text.contains(&line) {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::{Credential, RegistryError};
+use super::{Credential, RegistryError, registry_of};
 
 /// How long a helper may take; one that asks a cloud's API for a token needs a second or two.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -68,8 +68,8 @@ impl DockerConfig {
         };
         let mut config: Value =
             serde_json::from_slice(&text).map_err(|error| problem(error.to_string()))?;
-        let server = match host {
-            "registry-1.docker.io" | "index.docker.io" | "docker.io" => DOCKER_HUB_KEY,
+        let server = match registry_of(host) {
+            "docker.io" => DOCKER_HUB_KEY,
             other => other,
         };
         let helper_for = |name: &str| {

@@ -26,11 +26,10 @@ use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use futures_util::FutureExt as _;
 
-use super::Credential;
+use super::super::error::with_sources;
+use super::{Credential, unpacked};
 use host::EcrHost;
 
 /// How much earlier than its end a password is renewed: longer than a pull of some size takes to
@@ -222,9 +221,7 @@ impl Ecr {
 
 /// `AWS:PASSWORD`, packed.
 fn parse(token: &str) -> Option<Credential> {
-    let plain = String::from_utf8(BASE64_STANDARD.decode(token.trim()).ok()?).ok()?;
-    let (user, password) = plain.split_once(':')?;
-    Some(Credential::Password(user.to_owned(), password.to_owned()))
+    unpacked(token.trim()).map(|(user, password)| Credential::Password(user, password))
 }
 
 /// Until when a password is used that ends at `end`.
@@ -238,16 +235,7 @@ fn usable(end: Option<DateTime>) -> Instant {
 
 /// An error of the SDK with its sources, without the requests and answers that its debug form has.
 fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let line = inner.to_string();
-        if !text.contains(&line) {
-            text.push_str(": ");
-            text.push_str(&line);
-        }
-        source = inner.source();
-    }
+    let text = with_sources(error.to_string(), error);
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(PROBLEM_CHARS_MOST).collect()
 }
 

@@ -11,15 +11,14 @@
 //! repository has to begin with the name's path. Of several that match, the longest path goes first, and the
 //! others follow.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::{Credential, registry_of};
+use super::{Credential, registry_of, unpacked};
 
 /// The largest file that is read: a Secret's own bound.
 const FILE_BYTES_MOST: u64 = 1 << 20;
@@ -86,7 +85,7 @@ impl Secrets {
         }
         // As the kubelet has it: backwards in the order of their letters, so that of two paths the
         // longer goes first, and a name goes before a pattern.
-        found.sort_by(|a, b| Pattern::parse(&b.1).whole().cmp(&Pattern::parse(&a.1).whole()));
+        found.sort_by_cached_key(|(_, name, _)| Reverse(Pattern::parse(name).whole()));
         found
     }
 }
@@ -99,9 +98,9 @@ impl Auth {
         if !self.auth.is_empty() {
             // People's tools break the lines, or end them.
             let packed: String = self.auth.split_whitespace().collect();
-            let plain = String::from_utf8(BASE64_STANDARD.decode(packed).ok()?).ok()?;
-            let (user, password) = plain.trim_end_matches('\0').split_once(':')?;
-            return Some(Credential::Password(user.to_owned(), password.to_owned()));
+            let (user, password) = unpacked(&packed)?;
+            let password = password.trim_end_matches('\0').to_owned();
+            return Some(Credential::Password(user, password));
         }
         (!self.username.is_empty())
             .then(|| Credential::Password(self.username.clone(), self.password.clone()))
