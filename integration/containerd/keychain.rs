@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::path::Path;
-
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::Bench;
 use super::harness::containerd::{NAMESPACE, eventually};
+use super::harness::scratch::text_below;
 use super::harness::{Generation, House, Registry, cri};
 
 /// A house whose registry wants a password, and hoistd in front of containerd's CRI.
@@ -23,20 +22,6 @@ fn bench(generation: Generation, test: &str) -> Option<Bench> {
     let hoistd = house.hoistd(&extra);
     let containerd = house.containerd(generation, &hoistd, test)?;
     Some(Bench { containerd, hoistd, house })
-}
-
-/// All text below a directory.
-fn text_below(directory: &Path, into: &mut String) {
-    for entry in std::fs::read_dir(directory).expect("it can be read").flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => text_below(&entry.path(), into),
-            Ok(kind) if kind.is_file() => {
-                let bytes = std::fs::read(entry.path()).expect("it can be read");
-                into.push_str(&String::from_utf8_lossy(&bytes));
-            }
-            _ => {}
-        }
-    }
 }
 
 fn what_passes_is_used(generation: Generation) {

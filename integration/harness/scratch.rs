@@ -54,3 +54,25 @@ impl Drop for Scratch {
         }
     }
 }
+
+/// Adds all text below a directory. A daemon may sweep meanwhile: what is gone says nothing.
+pub(crate) fn text_below(directory: &Path, into: &mut String) {
+    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return,
+        Err(error) => panic!("{}: {error}", directory.display()),
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => text_below(&path, into),
+            Ok(kind) if kind.is_file() => match std::fs::read(&path) {
+                Ok(bytes) => into.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) if gone(&error) => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            },
+            _ => {}
+        }
+    }
+}

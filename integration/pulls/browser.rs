@@ -6,12 +6,14 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::daemon::{Daemon, blocking};
-use super::faulty_registry::{FaultyRegistry, Reply};
+use super::faulty_registry::FaultyRegistry;
 use super::harness::{loudly, must, prepare, skipped};
-use super::images::{Layer, noise, push};
+use super::images::{Layer, noise, push, stall_in_layers};
 
 /// A browser with one page.
 struct Browser {
@@ -108,9 +110,23 @@ impl Browser {
         self.ask("Emulation.setEmulatedMedia", json!({ "features": features }));
         self.events.clear();
         self.ask("Page.navigate", json!({ "url": url }));
+        self.wait_for_load();
+    }
+
+    /// Waits until a page has loaded, of which the events are there since it was asked for.
+    fn wait_for_load(&mut self) {
         while !self.events.iter().any(|event| event["method"] == "Page.loadEventFired") {
             let heard = self.hear();
             self.events.push(heard);
+        }
+    }
+
+    /// Waits until a script in the page gives `true`; `told` says what is wrong where it does not.
+    fn until(&mut self, script: &str, told: impl Fn() -> String) {
+        let began = std::time::Instant::now();
+        while self.run(script) != true {
+            assert!(began.elapsed().as_secs() < 60, "{script}: {}", told());
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
     }
 
@@ -139,14 +155,9 @@ impl Browser {
         let clip = json!({ "x": 0, "y": 0, "width": width, "height": height, "scale": 1 });
         let params = json!({ "clip": clip, "captureBeyondViewport": true });
         let shot = self.ask("Page.captureScreenshot", params);
-        let mut decode = Command::new("base64");
-        decode.arg("-d").stdin(Stdio::piped());
         let path = std::path::Path::new(&directory).join(format!("{name}.png"));
-        let mut child = decode.stdout(File::create(path).unwrap()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(shot["data"].as_str().unwrap().as_bytes()).unwrap();
-        drop(stdin);
-        assert!(child.wait().unwrap().success());
+        let picture = BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        std::fs::write(path, picture).unwrap();
     }
 }
 
@@ -240,10 +251,7 @@ fn by_keyboard(browser: &mut Browser, image: &str) {
     assert_eq!(tab(browser), *image, "the first pull comes next");
     browser.events.clear();
     browser.press("Enter", 13, "\r");
-    while !browser.events.iter().any(|event| event["method"] == "Page.loadEventFired") {
-        let heard = browser.hear();
-        browser.events.push(heard);
-    }
+    browser.wait_for_load();
     assert_eq!(browser.run("location.pathname"), "/pulls/1");
     for expected in ["Skip to the content", "Pulls", "Metrics", "JSON", "Trace events"] {
         assert_eq!(tab(browser), expected);
@@ -255,42 +263,24 @@ fn by_keyboard(browser: &mut Browser, image: &str) {
 async fn a_page_lives_in_a_browser() {
     let server = FaultyRegistry::start().await;
     let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("one", 1 << 20))]);
-    server.script(|request, reply| {
-        let layer = request.is_blob() && reply.body.len() > 10_000;
-        if layer { Reply { stall_after: Some(500_000), ..reply } } else { reply }
-    });
+    stall_in_layers(&server);
     blocking(move || {
         let Some(mut browser) = Browser::open("a_page_lives_in_a_browser") else { return };
         let daemon = Daemon::start("", &json!({}));
         let origin = format!("http://{}", daemon.address);
         browser.look(&format!("{origin}/"), 1280, "light");
         browser.run("window.stays = 'the same document'");
-        let mut pull = Command::new(env!("CARGO_BIN_EXE_hoist"))
-            .arg("--config")
-            .arg(daemon.home.path().join("hoist.toml"))
-            .args(["pull", "--snapshots", "--quiet", &image])
-            .spawn()
-            .unwrap();
-        let mut until = |script: &str| {
-            let began = std::time::Instant::now();
-            while browser.run(script) != true {
-                assert!(began.elapsed().as_secs() < 60, "{script}: {}", daemon.body("/"));
-                std::thread::sleep(std::time::Duration::from_millis(50));
-            }
-        };
-        until("document.querySelector('progress')?.value > 400000");
+        let mut pull = daemon.command(&["pull", "--snapshots", "--quiet", &image]).spawn().unwrap();
+        let page = || daemon.body("/");
+        browser.until("document.querySelector('progress')?.value > 400000", page);
         pull.kill().unwrap();
         pull.wait().unwrap();
-        until("document.querySelector('tbody .dim')?.textContent === 'cancelled'");
-        until("document.querySelector('progress') === null");
+        browser.until("document.querySelector('tbody .dim')?.textContent === 'cancelled'", page);
+        browser.until("document.querySelector('progress') === null", page);
         assert_eq!(browser.run("window.stays"), "the same document");
         drop(daemon);
         let gone = "document.getElementById('gone').hidden === false";
-        let began = std::time::Instant::now();
-        while browser.run(gone) != true {
-            assert!(began.elapsed().as_secs() < 60, "the page does not say that hoistd has gone");
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        browser.until(gone, || "the page does not say that hoistd has gone".to_owned());
     })
     .await;
 }

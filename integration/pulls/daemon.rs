@@ -109,17 +109,22 @@ impl Daemon {
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
-    /// Runs `hoist` against it.
-    pub(crate) fn hoist(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hoist"))
+    /// `hoist` against it.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        command
             .env_remove("HOIST_CONFIG")
             .current_dir(self.home.path())
             .arg("--config")
             .arg(self.home.path().join("hoist.toml"))
             .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn hoist(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     /// What `hoist` printed, where it has to succeed.

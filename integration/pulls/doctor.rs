@@ -4,6 +4,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::daemon::{Daemon, blocking};
 use super::faulty_registry::{FaultyRegistry, Reply};
 use super::harness::{Generation, Hoistd, House, must};
@@ -217,7 +220,7 @@ async fn credentials_that_a_registry_does_not_take() {
     let server = FaultyRegistry::start().await;
     let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("one", 100_000))]);
     server.script(|request, reply| {
-        let right = format!("Basic {}", super::secrets::base64(format!("u:{PASSWORD}").as_bytes()));
+        let right = format!("Basic {}", BASE64_STANDARD.encode(format!("u:{PASSWORD}")));
         if request.header("authorization") == Some(&right) {
             return reply;
         }

@@ -114,6 +114,18 @@ impl Aws {
     }
 }
 
+/// What the registry answers: `reply` to whoever has the password of this number.
+fn judged(request: &Request, reply: Reply, number: usize) -> Reply {
+    let expected = BASE64_STANDARD.encode(format!("AWS:passw0rd-{number}"));
+    match request.header("authorization") {
+        Some(header) if header == format!("Basic {expected}") => reply,
+        Some(_) => {
+            Reply::new(403, "Your authorization token has expired. Reauthenticate and try again.")
+        }
+        None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"ecr\""),
+    }
+}
+
 /// A registry with an image, that lets in whoever has the current password.
 struct Ecr {
     server: FaultyRegistry,
@@ -128,18 +140,7 @@ impl Ecr {
             .collect();
         let image = push(&server, "v1", &layers);
         let current = Arc::clone(&aws.current);
-        server.script(move |request, reply| {
-            let password = format!("AWS:passw0rd-{}", current.load(SeqCst));
-            let expected = format!("Basic {}", BASE64_STANDARD.encode(password));
-            match request.header("authorization") {
-                Some(header) if header == expected => reply,
-                Some(_) => Reply::new(
-                    403,
-                    "Your authorization token has expired. Reauthenticate and try again.",
-                ),
-                None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"ecr\""),
-            }
-        });
+        server.script(move |request, reply| judged(request, reply, current.load(SeqCst)));
         Self { server, image }
     }
 
@@ -290,12 +291,7 @@ async fn a_password_that_is_refused_is_renewed_once() {
         if request.is_blob() && reply.body.len() > 10_000 && revoked.swap(1, SeqCst) == 0 {
             current.store(2, SeqCst);
         }
-        let expected = BASE64_STANDARD.encode(format!("AWS:passw0rd-{}", current.load(SeqCst)));
-        match request.header("authorization") {
-            Some(header) if header == format!("Basic {expected}") => reply,
-            Some(_) => Reply::new(403, "Your authorization token has expired."),
-            None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"ecr\""),
-        }
+        judged(request, reply, current.load(SeqCst))
     });
     pulled(ecr.image(ECR), aws.environment(&[]), "").await;
     assert_eq!(aws.asked().len(), 2);

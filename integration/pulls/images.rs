@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use super::faulty_registry::FaultyRegistry;
+use super::faulty_registry::{FaultyRegistry, Reply};
 use hoist::image::{DiffId, Sha256};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -81,4 +81,12 @@ pub(crate) fn push(server: &FaultyRegistry, tag: &str, layers: &[Layer]) -> Stri
     });
     server.manifest(tag, MANIFEST, manifest.to_string());
     format!("{}/some/image:{tag}", server.host)
+}
+
+/// From now on a registry's layers stand still after half a megabyte.
+pub(crate) fn stall_in_layers(server: &FaultyRegistry) {
+    server.script(|request, reply| {
+        let layer = request.is_blob() && reply.body.len() > 10_000;
+        if layer { Reply { stall_after: Some(500_000), ..reply } } else { reply }
+    });
 }

@@ -1,8 +1,8 @@
 //! A pull as a real `hoistd` shows it afterwards: on its page, in its files, to `hoist`.
 
 use super::daemon::{Daemon, blocking};
-use super::faulty_registry::{FaultyRegistry, Reply};
-use super::images::{Layer, noise, push};
+use super::faulty_registry::FaultyRegistry;
+use super::images::{Layer, noise, push, stall_in_layers};
 
 /// The drawing in a page, read as the XML that it has to be.
 fn drawing(page: &str) -> String {
@@ -104,13 +104,8 @@ fn by_command_line(daemon: &Daemon, image: &str) {
 
 /// `hoist pulls --watch` says each change once, and Ctrl-C is its proper end.
 fn watched(daemon: &Daemon, image: &str) {
-    let mut watch = std::process::Command::new(env!("CARGO_BIN_EXE_hoist"))
-        .arg("--config")
-        .arg(daemon.home.path().join("hoist.toml"))
-        .args(["pulls", "--watch"])
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut watch = daemon.command(&["pulls", "--watch"]);
+    let mut watch = watch.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut out = std::io::BufReader::new(watch.stdout.take().unwrap());
     let mut line = String::new();
     std::io::BufRead::read_line(&mut out, &mut line).unwrap();
@@ -125,18 +120,10 @@ fn watched(daemon: &Daemon, image: &str) {
 async fn a_pull_under_way_is_shown() {
     let server = FaultyRegistry::start().await;
     let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("one", 1 << 20))]);
-    server.script(|request, reply| {
-        let layer = request.is_blob() && reply.body.len() > 10_000;
-        if layer { Reply { stall_after: Some(500_000), ..reply } } else { reply }
-    });
+    stall_in_layers(&server);
     blocking(move || {
         let daemon = Daemon::start("", &serde_json::json!({}));
-        let mut pull = std::process::Command::new(env!("CARGO_BIN_EXE_hoist"))
-            .arg("--config")
-            .arg(daemon.home.path().join("hoist.toml"))
-            .args(["pull", "--snapshots", "--quiet", &image])
-            .spawn()
-            .unwrap();
+        let mut pull = daemon.command(&["pull", "--snapshots", "--quiet", &image]).spawn().unwrap();
         let began = std::time::Instant::now();
         while !daemon.body("/").contains("0 of 1 layers, 5") {
             assert!(began.elapsed().as_secs() < 60, "{}", daemon.body("/"));

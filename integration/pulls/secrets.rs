@@ -1,10 +1,12 @@
 //! Pulls with known secrets, and a search for them in everything that hoistd says: its log at debug level, metrics, pages,
 //! records on disk, traces, and what it tells `hoist`.
 
-use std::path::Path;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 use super::daemon::{Daemon, blocking};
 use super::faulty_registry::{FaultyRegistry, Reply, Request};
+use super::harness::scratch::text_below;
 use super::images::{Layer, noise, push};
 
 const PASSWORD: &str = "pa55word-of-the-registry";
@@ -41,33 +43,11 @@ fn guard(server: &FaultyRegistry, elsewhere: String) {
     });
 }
 
-/// All text below a directory. The daemon sweeps meanwhile: what is gone says nothing.
-fn files(directory: &Path, into: &mut String) {
-    let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if gone(&error) => return,
-        Err(error) => panic!("{}: {error}", directory.display()),
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => files(&path, into),
-            Ok(kind) if kind.is_file() => match std::fs::read(&path) {
-                Ok(bytes) => into.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(error) if gone(&error) => {}
-                Err(error) => panic!("{}: {error}", path.display()),
-            },
-            _ => {}
-        }
-    }
-}
-
 /// Everything that can be read of the daemon, but for what it was given. It tells of so many pulls at
 /// least: one that ended right before a crash may be lost.
 fn said(daemon: &Daemon, least: usize) -> String {
     let mut said = daemon.log();
-    files(&daemon.home.path().join("root"), &mut said);
+    text_below(&daemon.home.path().join("root"), &mut said);
     for path in ["/", "/metrics", "/pulls.json", "/healthz"] {
         said += &daemon.get(path).1;
     }
@@ -157,7 +137,7 @@ async fn no_secret_is_ever_said() {
         |request: &Request| request.header("authorization").is_some_and(|a| a.contains(TOKEN));
     assert!(server.requests().iter().any(authorised));
     assert!(storage.requests().iter().any(|request| request.query.contains(SIGNATURE)));
-    let encoded = base64(format!("somebody:{PASSWORD}").as_bytes());
+    let encoded = BASE64_STANDARD.encode(format!("somebody:{PASSWORD}"));
     let basic = format!("Basic {encoded}");
     assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
     assert!(heard.contains("SignatureDoesNotMatch"), "what storage calls its error is told");
@@ -165,20 +145,6 @@ async fn no_secret_is_ever_said() {
         let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
         assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
     }
-}
-
-/// RFC 4648, section 4.
-pub(crate) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for three in bytes.chunks(3) {
-        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(*three.get(i).unwrap_or(&0)));
-        for i in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * i) & 63) as usize];
-            out.push(if i <= three.len() { char::from(digit) } else { '=' });
-        }
-    }
-    out
 }
 
 /// A credential helper's answer, what it says when it fails, and the identity token of a `config.json`.
@@ -236,7 +202,7 @@ async fn nothing_of_a_credential_helper_is_said() {
         heard += &told;
         daemon = back;
     }
-    let basic = format!("Basic {}", base64(format!("u:{HELPED}").as_bytes()));
+    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("u:{HELPED}")));
     assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
     assert!(heard.contains("docker-credential-hoisttest gave no credentials"), "{heard}");
     let docker = serde_json::json!({ "auths": { (host): { "identitytoken": IDENTITY } } });

@@ -1,7 +1,7 @@
 //! `hoist top` and `hoist pull` on a terminal of their own: what they draw, and that they leave the terminal as it was.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -135,9 +135,7 @@ async fn a_pull_draws_a_bar_for_each_layer_and_clears_them() {
     // Half a minute of it: Ctrl-C comes first.
     let (_server, image) = two_layers(6_000_000, 200_000).await;
     blocking(move || {
-        let home = tempfile::tempdir().unwrap();
-        let config = configuration(home.path());
-        let to = home.path().join("to");
+        let (_home, config, to) = without_daemon();
         let pull = ["pull", &image, "--to", to.to_str().unwrap()];
 
         let mut terminal = Terminal::with(&config, &pull);
@@ -161,9 +159,7 @@ async fn a_pull_draws_a_bar_for_each_layer_and_clears_them() {
 async fn a_pull_that_is_done_leaves_its_summary_alone() {
     let (_server, image) = two_layers(400_000, 800_000).await;
     blocking(move || {
-        let home = tempfile::tempdir().unwrap();
-        let config = configuration(home.path());
-        let to = home.path().join("to");
+        let (_home, config, to) = without_daemon();
         let pull = ["pull", &image, "--to", to.to_str().unwrap()];
         let mut terminal = Terminal::with(&config, &pull);
         terminal.wait_for("fetching and unpacking");
@@ -185,9 +181,12 @@ async fn a_pull_that_is_done_leaves_its_summary_alone() {
     .await;
 }
 
-fn configuration(home: &Path) -> std::path::PathBuf {
-    let file = home.join("hoist.toml");
+/// A directory, the configuration that lies in it, and a place in it for an image.
+fn without_daemon() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path();
+    let (config, to) = (home.join("hoist.toml"), home.join("to"));
     let text = format!("[registry]\nhosts_dirs = [{home:?}]\n[fetch]\nretries = 1\n");
-    std::fs::write(&file, text).unwrap();
-    file
+    std::fs::write(&config, text).unwrap();
+    (dir, config, to)
 }
