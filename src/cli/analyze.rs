@@ -10,7 +10,6 @@ use super::table::{bytes, seconds, short, table, text};
 use super::{print, print_json, simulate};
 use crate::config::{Config, Environment};
 use crate::convert::{self, Analysis, Place, Puller};
-use crate::image::Platform;
 
 /// What both forms for people show: a title, a header, and rows. Cells from the second column on are
 /// figures, but a command.
@@ -29,8 +28,8 @@ pub(super) async fn run(
     let place: Place = args.image.parse()?;
     let profile = args.profile.as_deref().map(simulate::named_or_read).transpose()?;
     let puller = Puller { model: args.target, profile };
-    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
-    let reach = reach(config, &args.plain_http, &args.containerd, environment)?;
+    let platform = args.wanted.platform()?;
+    let reach = reach(config, &args.wanted.registries, &args.containerd, environment)?;
     let cores = environment.cores;
     let found = watched(args.quiet || args.json, move |progress| {
         convert::analyze(&place, &platform, &puller, cores, &reach, progress)

@@ -5,7 +5,7 @@ use super::error::CliError;
 use super::print;
 use crate::calibrate::{Probe, calibrate};
 use crate::config::{Config, Environment};
-use crate::image::{LayerKind, Platform};
+use crate::image::LayerKind;
 use crate::pull::{self, Start};
 use crate::registry::Registry;
 
@@ -15,8 +15,8 @@ pub(super) async fn run(
     mut config: Config,
     environment: &Environment,
 ) -> Result<(), CliError> {
-    config.registry.plain_http_hosts.extend(args.plain_http.iter().cloned());
-    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
+    args.wanted.registries.apply(&mut config);
+    let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(&args.image)?;
     let (plan, _) = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;

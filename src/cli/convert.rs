@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{Compress, ContainerdArgs, Convert, Diff, Links};
+use super::args::{Compress, ContainerdArgs, Convert, Diff, Links, RegistryArgs};
 use super::error::CliError;
 use super::progress::TICK;
 use super::simulate;
@@ -21,7 +21,7 @@ use crate::convert::{
     Reach, Wish,
 };
 use crate::fetch::Fetcher;
-use crate::image::{Compression, Platform};
+use crate::image::Compression;
 use crate::registry::Registry;
 
 /// How long a conversion that was interrupted may take to remove what it made. It looks after every
@@ -58,7 +58,7 @@ pub(super) async fn convert(
     let source: Place = args.source.parse()?;
     let destination: Place = args.destination.parse()?;
     let options = options(args, environment)?;
-    let reach = reach(config, &args.plain_http, &args.containerd, environment)?;
+    let reach = reach(config, &args.registries, &args.containerd, environment)?;
     let began = Instant::now();
     let quiet = args.quiet || args.json;
     let outcome = watched(quiet, move |progress| {
@@ -120,11 +120,11 @@ fn options(args: &Convert, environment: &Environment) -> Result<Options, CliErro
 /// The way to registries and to containerd.
 pub(super) fn reach(
     mut config: Config,
-    plain_http: &[String],
+    registries: &RegistryArgs,
     containerd: &ContainerdArgs,
     environment: &Environment,
 ) -> Result<Reach, CliError> {
-    config.registry.plain_http_hosts.extend(plain_http.iter().cloned());
+    registries.apply(&mut config);
     let registry = Registry::new(config.registry_settings())?;
     let fetcher = Fetcher::new(registry.clone(), config.budget(), config.fetch_limits());
     let usual = Address::default();
@@ -283,8 +283,8 @@ pub(super) async fn diff(
 ) -> Result<(), CliError> {
     let place = |name: &str| name.parse::<Place>().map_err(CliError::Diff);
     let (first, second) = (place(&args.first)?, place(&args.second)?);
-    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
-    let reach = reach(config, &args.plain_http, &args.containerd, environment)?;
+    let platform = args.wanted.platform()?;
+    let reach = reach(config, &args.wanted.registries, &args.containerd, environment)?;
     let cores = environment.cores;
     let compared = watched(args.quiet, move |progress| {
         convert::diff([&first, &second], &platform, cores, &reach, progress)

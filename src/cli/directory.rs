@@ -18,8 +18,8 @@ use crate::timeline::{History, PullReport};
 
 /// Pulls into `dest`.
 pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result<(), CliError> {
-    let platform = args.platform.as_deref().map(str::parse).transpose()?;
-    config.registry.plain_http_hosts.extend(args.plain_http.iter().cloned());
+    let platform = args.wanted.platform()?;
+    args.wanted.registries.apply(&mut config);
     if let Some(connections) = args.connections.map(usize::from) {
         config.fetch.connections_per_image = connections;
         config.fetch.connections_per_host = connections;
@@ -51,7 +51,7 @@ impl Drop for Whole {
 async fn run(
     args: &Pull,
     config: &Config,
-    platform: Option<Platform>,
+    platform: Platform,
     store: &Arc<DirectoryStore>,
 ) -> Result<PullReport, CliError> {
     let registry = Registry::new(config.registry_settings())?;
@@ -61,12 +61,12 @@ async fn run(
         layers_at_once: config.limits.layers_at_once,
         unpack: config.unpack_options(),
         decompression: config.decompression(&budget),
-        platform: Platform::host(),
+        platform,
         on_end: Arc::new(|_| ()),
     };
     let history = History::bounded(1, config.pull_bounds());
     let puller = Puller::new(registry, fetcher, budget, Arc::clone(store) as _, history, settings);
-    let pulling = puller.start(&args.image, platform)?;
+    let pulling = puller.start(&args.image, None)?;
     let recorder = Arc::clone(pulling.recorder());
     let mut progress = Progress::new(args.quiet || args.json);
     let trees = {

@@ -11,8 +11,8 @@ use crate::registry::Registry;
 
 /// Shows manifest, platform and layers.
 pub(super) async fn inspect(args: &Inspect, mut config: Config) -> Result<(), CliError> {
-    config.registry.plain_http_hosts.extend(args.plain_http.iter().cloned());
-    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
+    args.wanted.registries.apply(&mut config);
+    let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(&args.image)?;
     let (plan, _) = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;

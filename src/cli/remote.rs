@@ -82,7 +82,7 @@ fn json(tree: &Tree) -> serde_json::Value {
 
 /// `hoist pull IMAGE --snapshots`.
 pub(super) async fn pull(args: &Pull, socket: &Path) -> Result<(), CliError> {
-    let platform = args.platform.clone().unwrap_or_default();
+    let platform = args.wanted.platform.clone().unwrap_or_default();
     let request = PullRequest { image: args.image.clone(), platform };
     let answer = connect(socket).await?.pull(request).await.map_err(|s| told(&s))?;
     let mut stream = answer.into_inner();

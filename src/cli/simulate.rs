@@ -1,18 +1,104 @@
 //! `hoist simulate`: how a pull would go, before anybody pulls.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::args::Simulate;
+use super::args::{ImageArgs, models};
 use super::chart::{self, Chart, Row};
 use super::error::CliError;
 use super::table::{bytes, seconds, table, text};
 use super::{print, print_json};
 use crate::config::{Config, Environment};
-use crate::image::Platform;
 use crate::model::{Load, Model, Prediction, Profile, Rates, simulate};
 use crate::pull::{self, Start};
 use crate::registry::Registry;
+use crate::units::{Rate, Seconds, Size};
+
+/// As [`EXIT_CODES`], with what people want first.
+const SIMULATE_HELP: &str = "\
+Examples:
+  One image as it is, pulled in three ways, on a link of 600 MB/s with 80 MB/s a connection:
+    hoist simulate registry.example/app:v1 --download 600MB/s --per-connection 80MB/s
+  What another cut of the same bytes would bring under stock containerd:
+    hoist simulate --layer-sizes 490.9MB,736.4MB,1472.7MB --model containerd --model hoist
+  A picture of it, and a page:
+    hoist simulate --layer-sizes 2.7GB --svg pull.svg --html pull.html
+
+docs/model.md tells the formulas, and what they leave out.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 not authorised, \
+5 network or registry not reachable, 130 interrupted.";
+
+/// Predict how a pull would go, layer by layer, under several pullers
+///
+/// Sizes come from a registry's manifest or by hand; rates from flags or a profile. The chart shows for
+/// each layer when it waits, is downloaded and is extracted.
+#[derive(Debug, clap::Args)]
+#[command(after_help = SIMULATE_HELP)]
+pub(super) struct Simulate {
+    /// The image, with its registry; its manifest gives the layers' sizes
+    #[arg(required_unless_present = "layer_sizes", conflicts_with = "layer_sizes")]
+    image: Option<String>,
+    /// Compressed sizes of the layers in the order of the stack, as 490MB,736MB,1.4GiB
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
+    layer_sizes: Vec<Size>,
+    /// Who pulls; may be given several times [default: containerd, containerd-parallel and hoist]
+    #[arg(long, value_name = "MODEL", value_delimiter = ',', value_parser = models())]
+    model: Vec<Model>,
+    /// Rates: a file (TOML or JSON), or "even", "two-cores-gzip" or "two-cores-zstd"; flags come before it
+    #[arg(long, value_name = "FILE")]
+    profile: Option<String>,
+    /// The link, all connections together [default: 225MB/s]
+    #[arg(long, value_name = "RATE")]
+    download: Option<Rate>,
+    /// What one connection gets at most
+    #[arg(long, value_name = "RATE")]
+    per_connection: Option<Rate>,
+    /// Connections of a puller that fetches ranges [default: 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    connections: Option<u32>,
+    /// Layers that containerd downloads at once [default: 3; containerd-parallel 20]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    downloads: Option<u32>,
+    /// Compressed bytes that the extraction of one layer takes in [default: 225MB/s]
+    #[arg(long, value_name = "RATE")]
+    extract: Option<Rate>,
+    /// Cores [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    cores: Option<u32>,
+    /// What the disk takes; unlimited unless given
+    #[arg(long, value_name = "RATE")]
+    disk: Option<Rate>,
+    /// Before the first byte, as 200ms
+    #[arg(long, value_name = "TIME")]
+    latency: Option<Seconds>,
+    /// What a file costs beside its bytes, as 35us
+    #[arg(long, value_name = "TIME")]
+    per_file: Option<Seconds>,
+    /// Uncompressed bytes for a compressed one; counts with --disk
+    #[arg(long, value_name = "R", default_value_t = 2.5, value_parser = expansion)]
+    expansion: f64,
+    /// Files of the image, spread over its layers by their sizes; counts with --per-file
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    files: u64,
+    #[command(flatten)]
+    wanted: ImageArgs,
+    /// Write the chart as a page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the chart as a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// JSON instead of the chart
+    #[arg(long)]
+    json: bool,
+}
+
+/// A factor that a compression can have.
+fn expansion(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| (0.1..=1000.0).contains(value));
+    value.ok_or_else(|| format!("{text:?} is not a number from 0.1 to 1000, as 2.5"))
+}
 
 /// What is pulled: layers, and what to call it.
 struct Subject {
@@ -110,8 +196,8 @@ async fn image_sizes(
     image: &str,
     mut config: Config,
 ) -> Result<Vec<f64>, CliError> {
-    config.registry.plain_http_hosts.extend(args.plain_http.iter().cloned());
-    let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
+    args.wanted.registries.apply(&mut config);
+    let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(image)?;
     let (plan, _) = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;
