@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""images.py small|big|bench WORKDIR REGISTRY: makes the test images and pushes them to a registry on loopback.
+"""images.py small|npm|big|bench WORKDIR REGISTRY: makes the test images and pushes them to a registry on loopback.
 
 Nothing comes out of a registry of images: Debian packages, Python wheels and npm packages become layer archives
 (layers.py, odd.py), these are compressed, described as an OCI image and pushed, as REGISTRY/NAME:{none,gzip,zstd}.
@@ -41,6 +41,8 @@ WHEELS = {
 # These say "with everything that they need"; the others name all that they bring.
 WHEELS_WITH_DEPENDENCIES = {"science", "models"}
 SMALL_TREE_FILES = 24_000
+# What the packages of an application ask for in turn is taken as it was on this day, so that the trees stay as they are.
+NPM_BEFORE = "2025-01-01"
 ML = ["debian", "python", "science", "models", "torch", "cudnn", "ml-cleared"]
 # Of an image of many layers each has this many small files, about a megabyte.
 MANY = [f"many-{number:02}" for number in range(100)]
@@ -61,6 +63,10 @@ IMAGES = {
         "python": (["debian", "python", "numbers", "cleared"], ["gzip", "zstd", "none"]),
         "tree": (["debian", "files"], ["gzip", "zstd", "none"]),
         "odd": (["debian", "odd-lower", "odd-upper"], ["gzip", "zstd", "none"]),
+    },
+    # Twenty-six thousand files of npm packages: "tree" has as many without any network, for all but the tests of trees.
+    "npm": {
+        "npm": (["debian", "application-small"], ["gzip", "zstd", "none"]),
     },
     "big": {
         "ml": (ML, ["gzip", "zstd"]),
@@ -114,15 +120,16 @@ class Workshop:
         wanted = [f"{package}/bookworm" for package in wanted]
         return self.download(name + "-debs", lambda to: run([*command, *wanted], cwd=to))
 
-    def application(self):
-        """An npm application of some seventy thousand files."""
+    def application(self, name):
+        """What npm installs for the package.json in the directory `name` beside this file."""
 
         def install(to):
-            shutil.copy(os.path.join(HERE, "application", "package.json"), to)
-            run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=to)
+            shutil.copy(os.path.join(HERE, name, "package.json"), to)
+            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            run([*command, f"--before={NPM_BEFORE}"], cwd=to)
 
-        self.download("application", install)
-        return self.path("downloads", "application")
+        self.download(name, install)
+        return self.path("downloads", name)
 
     def layer(self, name):
         """The path of a layer's archive, made if it is not there."""
@@ -142,7 +149,8 @@ class Workshop:
             "python": lambda out: layers.packages(out, self.packages("python", PYTHON_PACKAGES)),
             "node": lambda out: layers.packages(out, self.packages("node", NODE_PACKAGES)),
             "files": lambda out: layers.small_files(out, SMALL_TREE_FILES),
-            "application": lambda out: layers.directory(out, self.application(), "application"),
+            "application": lambda out: layers.directory(out, self.application("application"), "application"),
+            "application-small": lambda out: layers.directory(out, self.application("application-small"), "application"),
             "cleared": lambda out: layers.whiteouts(
                 out, [f"{site}/scipy/stats/tests/", f"{site}/pandas/tests", "usr/share/common-licenses/GPL-1"]
             ),
