@@ -10,6 +10,7 @@ use super::PullError;
 use super::jobs::{Interest, Jobs, Key, Order};
 use super::resolve::{Start, resolve};
 use super::trees::{HeldTree, TreeStore};
+use crate::budget::turns::Class;
 use crate::fetch::{Fetcher, ImageFetcher};
 use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, Platform};
 use crate::registry::{Reference, Registry};
@@ -29,6 +30,7 @@ pub(super) struct ImagePull {
     reference: Reference,
     means: Means,
     fetcher: ImageFetcher,
+    class: Class,
     recorder: Arc<PullRecorder>,
     started: watch::Receiver<Option<Result<Arc<Started>, PullError>>>,
     starting: AbortHandle,
@@ -64,6 +66,7 @@ impl ImagePull {
         reference: Reference,
         start: Start,
         platform: Platform,
+        class: Class,
         recorder: Arc<PullRecorder>,
     ) -> Self {
         let fetcher = means.fetcher.image();
@@ -76,7 +79,8 @@ impl ImagePull {
                 let result = match plan {
                     Ok((plan, authorizing)) => {
                         recorder.resolved(plan.manifest, authorizing);
-                        start_layers(&means, &reference, &fetcher, &recorder, plan).map(Arc::new)
+                        let from = Source { reference: &reference, fetcher: &fetcher, class };
+                        start_layers(&means, from, &recorder, plan).map(Arc::new)
                     }
                     Err(error) => Err(error),
                 };
@@ -87,7 +91,7 @@ impl ImagePull {
         // All that is logged on behalf of it says so.
         let span = tracing::info_span!("pull", id = recorder.id());
         let starting = tokio::spawn(task.instrument(span)).abort_handle();
-        Self { reference, means, fetcher, recorder, started, starting }
+        Self { reference, means, fetcher, class, recorder, started, starting }
     }
 
     pub(super) fn recorder(&self) -> &Arc<PullRecorder> {
@@ -139,7 +143,7 @@ impl ImagePull {
             blob: self.means.registry.blob(&self.reference, layer.blob, layer.size),
             fetcher: self.fetcher.clone(),
             recorder,
-            standing: Order::standing(&self.fetcher, layer),
+            standing: Order::standing(&self.fetcher, layer, self.class),
         };
         self.means.jobs.join(order).outcome().await
     }
@@ -156,15 +160,22 @@ fn unsupported(layer: &ImageLayer) -> PullError {
     PullError::Unsupported { layer: layer.blob, media_type: layer.media_type.clone() }
 }
 
+/// Where an image's layers come from, and for whom.
+struct Source<'a> {
+    reference: &'a Reference,
+    fetcher: &'a ImageFetcher,
+    class: Class,
+}
+
 /// Starts the layers that are not there yet; whose turn comes when goes by their standing, and among
 /// equals the largest is first. (The DiffID's job may run already, for another image.)
 fn start_layers(
     means: &Means,
-    reference: &Reference,
-    fetcher: &ImageFetcher,
+    from: Source<'_>,
     recorder: &PullRecorder,
     plan: ImagePlan,
 ) -> Result<Started, PullError> {
+    let Source { reference, fetcher, class } = from;
     let mut recorders = Vec::new();
     let mut layers = Vec::new();
     let mut orders = Vec::new();
@@ -178,7 +189,7 @@ fn start_layers(
         } else if let Some(compression) = layer.compression() {
             let key = Key { diff_id: layer.diff_id, settled: None };
             let blob = means.registry.blob(reference, layer.blob, layer.size);
-            let standing = Order::standing(fetcher, layer);
+            let standing = Order::standing(fetcher, layer, class);
             let (layer, fetcher, recorder) = (layer.clone(), fetcher.clone(), own);
             let order = Order { key, layer, compression, blob, fetcher, recorder, standing };
             orders.push((index, order));
