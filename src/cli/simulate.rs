@@ -114,7 +114,7 @@ async fn image_sizes(
     let platform = args.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(image)?;
-    let (plan, _) = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;
+    let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
     Ok(plan.layers.iter().map(|layer| layer.size as f64).collect())
 }
 

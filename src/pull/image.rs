@@ -8,11 +8,11 @@ use tracing::Instrument as _;
 
 use super::PullError;
 use super::jobs::{Interest, Jobs, Key, Order};
-use super::resolve::{Start, resolve};
+use super::resolve::{Resolved, Start, resolve};
 use super::trees::{HeldTree, TreeStore};
 use crate::budget::turns::Class;
 use crate::fetch::{Fetcher, ImageFetcher};
-use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, Platform};
+use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, NamedDocument, Platform};
 use crate::registry::{Reference, Registry};
 use crate::timeline::{LayerRecorder, LayerState, PullRecorder};
 
@@ -39,6 +39,7 @@ pub(super) struct ImagePull {
 /// An image whose layers have been started.
 pub(super) struct Started {
     pub(super) plan: ImagePlan,
+    pub(super) documents: Vec<NamedDocument>,
     /// One for each layer, lowest first.
     layers: Vec<Layer>,
 }
@@ -75,12 +76,12 @@ impl ImagePull {
             let (means, reference) = (means.clone(), reference.clone());
             let (fetcher, recorder) = (fetcher.clone(), Arc::clone(&recorder));
             async move {
-                let plan = resolve(&means.registry, &reference, &start, &platform).await;
-                let result = match plan {
-                    Ok((plan, authorizing)) => {
-                        recorder.resolved(plan.manifest, authorizing);
+                let resolved = resolve(&means.registry, &reference, &start, &platform).await;
+                let result = match resolved {
+                    Ok(resolved) => {
+                        recorder.resolved(resolved.plan.manifest, resolved.authorizing);
                         let from = Source { reference: &reference, fetcher: &fetcher, class };
-                        start_layers(&means, from, &recorder, plan).map(Arc::new)
+                        start_layers(&means, from, &recorder, resolved).map(Arc::new)
                     }
                     Err(error) => Err(error),
                 };
@@ -173,9 +174,10 @@ fn start_layers(
     means: &Means,
     from: Source<'_>,
     recorder: &PullRecorder,
-    plan: ImagePlan,
+    resolved: Resolved,
 ) -> Result<Started, PullError> {
     let Source { reference, fetcher, class } = from;
+    let Resolved { plan, documents, .. } = resolved;
     let mut recorders = Vec::new();
     let mut layers = Vec::new();
     let mut orders = Vec::new();
@@ -206,5 +208,5 @@ fn start_layers(
     for layer in recorders {
         recorder.attach(layer);
     }
-    Ok(Started { plan, layers })
+    Ok(Started { plan, documents, layers })
 }

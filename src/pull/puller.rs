@@ -19,7 +19,7 @@ use super::trees::{HeldTree, TreeStore};
 use crate::budget::Budget;
 use crate::budget::turns::Class;
 use crate::fetch::Fetcher;
-use crate::image::{BlobDigest, ChainId, Platform};
+use crate::image::{BlobDigest, ChainId, NamedDocument, Platform};
 use crate::registry::{Reference, Registry};
 use crate::timeline::{History, PullRecorder, PullReport, PullState};
 use crate::unpack;
@@ -201,6 +201,14 @@ impl Pulling {
     /// What is recorded of it.
     pub fn recorder(&self) -> &Arc<PullRecorder> {
         self.pull.recorder()
+    }
+
+    /// What the image's name leads to, from an index or a manifest down to the configuration.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    pub async fn documents(&self) -> Result<Vec<NamedDocument>, PullError> {
+        Ok(self.pull.started().await?.documents.clone())
     }
 
     /// Waits for all trees, lowest first, settled over each other.
