@@ -7,6 +7,8 @@ mod faulty_registry;
 
 #[path = "engine/images.rs"]
 mod images;
+#[path = "engine/prefetch.rs"]
+mod prefetch;
 #[path = "harness/skipped.rs"]
 mod skipped;
 
@@ -128,10 +130,20 @@ impl Engine {
     }
 
     fn with(budget_bytes: u64, max_unpacked: u64) -> Self {
+        Self::connected(4, Duration::from_millis(500), budget_bytes, max_unpacked)
+    }
+
+    /// With so many connections, each of which may be silent for so long.
+    fn connected(
+        connections: usize,
+        stall_timeout: Duration,
+        budget_bytes: u64,
+        max_unpacked: u64,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(DirectoryStore::new(&directory.path().join("to")).unwrap());
         let registry = Registry::new(RegistrySettings {
-            stall_timeout: Duration::from_millis(500),
+            stall_timeout,
             retries: 2,
             backoff_initial: Duration::from_millis(1),
             backoff_max: Duration::from_millis(2),
@@ -139,7 +151,12 @@ impl Engine {
         })
         .unwrap();
         let budget = Budget::new(budget_bytes);
-        let limits = Limits { chunk_bytes: 64 << 10, per_image: 4, per_host: 4, global: 4 };
+        let limits = Limits {
+            chunk_bytes: 64 << 10,
+            per_image: connections.min(4),
+            per_host: connections,
+            global: connections,
+        };
         let fetcher = Fetcher::new(registry.clone(), budget.clone(), limits);
         let ended = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&ended);

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use hoist::image::{BlobDigest, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 /// A request as it came.
@@ -67,6 +67,8 @@ pub struct Reply {
     pub chunked: Option<usize>,
     /// The reply waits until so many are waiting here.
     pub barrier: Option<Arc<Barrier>>,
+    /// Nothing comes before this is so.
+    pub until: Option<watch::Receiver<bool>>,
     /// Nothing comes before this.
     pub delay: Option<std::time::Duration>,
     /// The body comes with so many bytes a second.
@@ -203,6 +205,10 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         }
         if let Some(barrier) = &reply.barrier {
             barrier.wait().await;
+        }
+        if let Some(until) = &mut reply.until {
+            // A test that is over opens nothing any more.
+            let _ = until.wait_for(|open| *open).await;
         }
         if let Some(delay) = reply.delay {
             tokio::time::sleep(delay).await;

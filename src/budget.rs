@@ -8,7 +8,7 @@ pub mod turns;
 
 use std::sync::Arc;
 
-use turns::{Entering, Gate, Held, Party, Scarce, Standing, Verdict};
+use turns::{Claimant, Class, Entering, Gate, Held, Party, Scarce, Standing, Verdict};
 
 /// The smallest thing that is counted; 4 TiB are the most.
 const UNIT_BYTES: u64 = 1024;
@@ -27,22 +27,45 @@ impl std::fmt::Debug for Budget {
     }
 }
 
-/// Units of a budget that are free.
-struct Units(u32);
+/// Units of a budget.
+struct Units {
+    free: u32,
+    /// Held by pulls ahead of time.
+    ahead: u32,
+    ahead_most: u32,
+}
+
+impl Units {
+    /// What pulls ahead of time hold is a half at most, so that one that somebody waits for finds the
+    /// other half free when it comes. A single request of theirs can always go on.
+    fn of(total: u32) -> Self {
+        Self { free: total, ahead: 0, ahead_most: total / 2 }
+    }
+}
 
 impl Scarce for Units {
     type Want = u32;
 
-    fn verdict(&self, _: Party, want: &u32) -> Verdict {
-        if *want <= self.0 { Verdict::Go } else { Verdict::Wait }
+    fn verdict(&self, who: Claimant, want: &u32) -> Verdict {
+        let ahead = self.ahead.saturating_add(*want);
+        if who.class == Class::Ahead && self.ahead > 0 && ahead > self.ahead_most {
+            return Verdict::PassOver;
+        }
+        if *want <= self.free { Verdict::Go } else { Verdict::Wait }
     }
 
-    fn take(&mut self, _: Party, want: &u32) {
-        self.0 -= want;
+    fn take(&mut self, who: Claimant, want: &u32) {
+        self.free -= want;
+        if who.class == Class::Ahead {
+            self.ahead += want;
+        }
     }
 
-    fn give_back(&mut self, _: Party, want: &u32) {
-        self.0 += want;
+    fn give_back(&mut self, who: Claimant, want: &u32) {
+        self.free += want;
+        if who.class == Class::Ahead {
+            self.ahead -= want;
+        }
     }
 
     fn weight(want: &u32) -> u64 {
@@ -83,7 +106,7 @@ impl Budget {
     pub fn new(bytes: u64) -> Self {
         let total = to_units(bytes);
         let nobody = Standing::ahead(Party::NOBODY);
-        Self { units: Gate::new(Units(total)), nobody, total }
+        Self { units: Gate::new(Units::of(total)), nobody, total }
     }
 
     /// Waits for `bytes` for the layer of `standing`. A request for more than the whole budget gets
@@ -102,6 +125,11 @@ impl Budget {
         self.units.try_enter(&self.nobody, to_units(bytes).min(self.total)).map(Permit)
     }
 
+    /// Lets in whoever may go since a standing was promoted.
+    pub fn look_again(&self) {
+        self.units.look_again();
+    }
+
     /// All bytes of the budget.
     pub fn total(&self) -> u64 {
         u64::from(self.total) * UNIT_BYTES
@@ -109,7 +137,7 @@ impl Budget {
 
     /// Bytes reserved now.
     pub fn in_use(&self) -> u64 {
-        self.total() - u64::from(self.units.with(|units| units.0)) * UNIT_BYTES
+        self.total() - u64::from(self.units.with(|units| units.free)) * UNIT_BYTES
     }
 }
 
@@ -144,5 +172,30 @@ mod tests {
         assert_eq!(budget.in_use(), 8 * 1024);
         drop(permit);
         assert_eq!(budget.in_use(), 0);
+    }
+
+    #[test]
+    fn what_is_ahead_of_time_leaves_a_half_to_those_who_wait() {
+        use futures_util::FutureExt as _;
+        let budget = Budget::new(10 * 1024);
+        let later = Standing::new(Party::new(), 1, 1).of_class(Class::Ahead);
+        let reserve = |bytes| budget.reserve(&later, bytes);
+        let first = reserve(4 * 1024).now_or_never().expect("it is within the half");
+        let mut second = Box::pin(reserve(2 * 1024));
+        assert!((&mut second).now_or_never().is_none(), "it would be more than the half");
+        let waited = Standing::new(Party::new(), 1, 1);
+        let all = budget.reserve(&waited, 6 * 1024).now_or_never();
+        assert!(all.is_some(), "the half is there for who waits, whoever came first");
+        drop(all);
+        // Somebody comes to wait for it.
+        later.promote();
+        assert!((&mut second).now_or_never().is_none(), "nobody has looked");
+        budget.look_again();
+        drop((&mut second).now_or_never().expect("it may have all now"));
+        drop(first);
+        let alone = Standing::new(Party::new(), 1, 1).of_class(Class::Ahead);
+        drop(budget.reserve(&alone, 9 * 1024).now_or_never().expect("it can always go on, alone"));
+        assert_eq!(budget.in_use(), 0);
+        assert_eq!(budget.units.with(|units| units.ahead), 0);
     }
 }

@@ -25,7 +25,7 @@ pub mod trees;
 pub use error::PullError;
 pub use jobs::Decompression;
 pub use puller::{Claim, Puller, Pulling, Settings, parse_reference};
-pub use resolve::{Start, resolve};
+pub use resolve::{Resolved, Start, resolve};
 
 /// What a layer of `size` compressed bytes reserves of the budget while it is in work, the window of a
 /// zstd layer apart.

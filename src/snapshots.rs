@@ -30,6 +30,7 @@ mod labels;
 mod layout;
 mod ledger;
 mod mounts;
+mod pins;
 mod prepare;
 mod records;
 mod service;
@@ -43,7 +44,9 @@ mod usage;
 
 pub use error::Error;
 pub use inventory::TreeUse;
+pub use labels::Wanted;
 pub use mounts::Mount;
+pub use pins::{ImagePin, PinnedLayer, Place};
 pub use prepare::PrepareRequest;
 pub use records::{Info, Kind, Labels, Usage};
 pub use source::{Claim, ClaimError, LayerSource};

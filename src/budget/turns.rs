@@ -3,14 +3,20 @@
 //! Everybody who waits at a [`Gate`] does so for a layer, and a layer has a [`Standing`] that changes
 //! while it is pulled. Whose turn it is, is decided when something comes free and not on arrival:
 //!
-//! 1. who has been overtaken too often, in the order of arrival: nobody waits for ever;
-//! 2. a layer that a Prepare waits for and that holds nothing here;
-//! 3. the party (the pull) that holds least here: two pulls share evenly;
-//! 4. the layer with the longest work left, which is what a pull cannot be faster than;
-//! 5. who came first. A layer's own requests stand equal in all else, so they keep their order.
+//! 1. a pull that somebody waits for before one ahead of time ([`Class`]);
+//! 2. who has been overtaken too often, in the order of arrival: nobody waits for ever;
+//! 3. a layer that a Prepare waits for and that holds nothing here;
+//! 4. the party (the pull) that holds least here: two pulls share evenly;
+//! 5. the layer with the longest work left, which is what a pull cannot be faster than;
+//! 6. who came first. A layer's own requests stand equal in all else, so they keep their order.
 //!
 //! Who is next and does not fit yet is waited for, so that small requests do not starve a large one.
 //! Only what waits for another thing than all others (another host) is passed over without a count.
+//!
+//! The first rule has an exception, so that a host which never stops pulling comes to its prefetches
+//! too: when so many of the first class went that one of the second was overtaken too often, one of the
+//! second goes. A layer that is pulled ahead of time changes its class when somebody comes to wait for it
+//! ([`Standing::promote`]).
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -45,6 +51,24 @@ fn number() -> u64 {
     NEXT.fetch_add(1, Relaxed)
 }
 
+/// For whom a layer is pulled; the greater goes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Class {
+    /// For later: a prefetch.
+    Ahead,
+    /// For somebody who waits.
+    Waited,
+}
+
+/// Who wants something scarce.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claimant {
+    /// The pull.
+    pub party: Party,
+    /// What it was when it asked, or when it was let in.
+    pub class: Class,
+}
+
 /// What speaks for a layer, now.
 #[derive(Debug)]
 pub struct Standing {
@@ -53,6 +77,7 @@ pub struct Standing {
     bytes_left: AtomicU64,
     bytes_per_second: u64,
     asked_for: AtomicBool,
+    waited: AtomicBool,
 }
 
 impl Standing {
@@ -65,7 +90,29 @@ impl Standing {
             bytes_left: AtomicU64::new(bytes),
             bytes_per_second: bytes_per_second.max(1),
             asked_for: AtomicBool::new(false),
+            waited: AtomicBool::new(true),
         })
+    }
+
+    /// The same of another class; to be said before it enters anywhere.
+    pub fn of_class(self: Arc<Self>, class: Class) -> Arc<Self> {
+        self.waited.store(class == Class::Waited, Relaxed);
+        self
+    }
+
+    /// Somebody waits for the layer from now on. The gates do not hear of it by themselves: those that
+    /// treat the classes differently have to look again ([`Gate::look_again`]).
+    pub fn promote(&self) {
+        self.waited.store(true, Relaxed);
+    }
+
+    /// For whom the layer is pulled.
+    pub fn class(&self) -> Class {
+        if self.waited.load(Relaxed) { Class::Waited } else { Class::Ahead }
+    }
+
+    fn claimant(&self) -> Claimant {
+        Claimant { party: self.party, class: self.class() }
     }
 
     /// For what goes before every layer of `party`.
@@ -117,12 +164,12 @@ pub trait Scarce: Send + 'static {
     /// What somebody wants of it.
     type Want: Clone + Send + Unpin + 'static;
 
-    /// Whether `party` may have `want` now.
-    fn verdict(&self, party: Party, want: &Self::Want) -> Verdict;
-    /// Notes that `party` has it.
-    fn take(&mut self, party: Party, want: &Self::Want);
-    /// Notes that `party` has it no longer.
-    fn give_back(&mut self, party: Party, want: &Self::Want);
+    /// Whether `who` may have `want` now.
+    fn verdict(&self, who: Claimant, want: &Self::Want) -> Verdict;
+    /// Notes that `who` has it.
+    fn take(&mut self, who: Claimant, want: &Self::Want);
+    /// Notes that `who` has it no longer; the same as when it was taken.
+    fn give_back(&mut self, who: Claimant, want: &Self::Want);
     /// How much of a party's share it is.
     fn weight(want: &Self::Want) -> u64;
 }
@@ -139,6 +186,8 @@ struct State<S: Scarce> {
     scarce: S,
     waiting: Vec<Waiting<S>>,
     arrivals: u64,
+    /// How many that somebody waits for went, since one ahead of time went last or began to wait.
+    went_before: u32,
     of_parties: HashMap<Party, u64>,
     of_layers: HashMap<u64, u64>,
 }
@@ -157,14 +206,14 @@ fn subtract<K: Hash + Eq>(map: &mut HashMap<K, u64>, key: K, amount: u64) {
 }
 
 impl<S: Scarce> State<S> {
-    fn take(&mut self, standing: &Standing, want: &S::Want) {
-        self.scarce.take(standing.party, want);
+    fn take(&mut self, standing: &Standing, who: Claimant, want: &S::Want) {
+        self.scarce.take(who, want);
         add(&mut self.of_parties, standing.party, S::weight(want));
         add(&mut self.of_layers, standing.id, S::weight(want));
     }
 
-    fn give_back(&mut self, standing: &Standing, want: &S::Want) {
-        self.scarce.give_back(standing.party, want);
+    fn give_back(&mut self, standing: &Standing, who: Claimant, want: &S::Want) {
+        self.scarce.give_back(who, want);
         subtract(&mut self.of_parties, standing.party, S::weight(want));
         subtract(&mut self.of_layers, standing.id, S::weight(want));
     }
@@ -173,32 +222,49 @@ impl<S: Scarce> State<S> {
     fn precedence(&self, waiting: &Waiting<S>) -> impl Ord + use<S> {
         use std::cmp::Reverse;
         let Waiting { number, standing, overtaken, .. } = waiting;
+        let favoured = if self.went_before < OVERTAKEN_MOST { Class::Waited } else { Class::Ahead };
         let patient = (*overtaken >= OVERTAKEN_MOST).then_some(Reverse(*number));
         let has_nothing = !self.of_layers.contains_key(&standing.id);
         let first = standing.asked_for.load(Relaxed) && has_nothing;
         let held = self.of_parties.get(&standing.party).copied().unwrap_or_default();
-        (patient, first, Reverse(held), standing.nanos_left(), Reverse(*number))
+        let of_class = standing.class() == favoured;
+        (of_class, patient, first, Reverse(held), standing.nanos_left(), Reverse(*number))
+    }
+
+    fn verdict(&self, waiting: &Waiting<S>) -> Verdict {
+        self.scarce.verdict(waiting.standing.claimant(), &waiting.want)
     }
 
     /// Takes for whoever is next, if there is somebody and it fits.
-    fn next(&mut self) -> Option<Waiting<S>> {
-        let verdict = |w: &Waiting<S>| self.scarce.verdict(w.standing.party, &w.want);
+    fn next(&mut self) -> Option<(Waiting<S>, Claimant)> {
         let best = self.waiting.iter().enumerate();
-        let best = best.filter(|(_, waiting)| verdict(waiting) != Verdict::PassOver);
+        let best = best.filter(|(_, waiting)| self.verdict(waiting) != Verdict::PassOver);
         let (index, _) = best.max_by_key(|(_, waiting)| self.precedence(waiting))?;
-        if verdict(&self.waiting[index]) == Verdict::Wait {
+        if self.verdict(&self.waiting[index]) == Verdict::Wait {
             return None;
         }
         let next = self.waiting.swap_remove(index);
-        for other in &mut self.waiting {
-            let counts =
-                self.scarce.verdict(other.standing.party, &other.want) != Verdict::PassOver;
-            if other.number < next.number && counts {
-                other.overtaken += 1;
+        let who = next.standing.claimant();
+        self.count_overtaken(next.number, who.class);
+        self.take(&next.standing, who, &next.want);
+        Some((next, who))
+    }
+
+    /// Notes that those who wait, and could have gone, are still there: one of `class` went.
+    fn count_overtaken(&mut self, number: u64, class: Class) {
+        let mut ahead_waits = false;
+        for index in 0..self.waiting.len() {
+            let other = &self.waiting[index];
+            if self.verdict(other) == Verdict::PassOver {
+                continue;
+            }
+            ahead_waits |= other.standing.class() == Class::Ahead;
+            if other.number < number && other.standing.class() == class {
+                self.waiting[index].overtaken += 1;
             }
         }
-        self.take(&next.standing, &next.want);
-        Some(next)
+        let counts = class == Class::Waited && ahead_waits;
+        self.went_before = if counts { self.went_before + 1 } else { 0 };
     }
 }
 
@@ -216,6 +282,8 @@ impl<S: Scarce> Clone for Gate<S> {
 pub struct Held<S: Scarce> {
     gate: Gate<S>,
     standing: Arc<Standing>,
+    /// As it was let in: a promotion changes nothing about what is held.
+    who: Claimant,
     want: S::Want,
 }
 
@@ -230,7 +298,8 @@ impl<S: Scarce> Gate<S> {
     /// A gate before `scarce`.
     pub fn new(scarce: S) -> Self {
         let (of_parties, of_layers) = Default::default();
-        let state = State { scarce, waiting: Vec::new(), arrivals: 0, of_parties, of_layers };
+        let waiting = Vec::new();
+        let state = State { scarce, waiting, arrivals: 0, went_before: 0, of_parties, of_layers };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -254,11 +323,13 @@ impl<S: Scarce> Gate<S> {
     /// Takes it if it is free now and nobody waits for it.
     pub fn try_enter(&self, standing: &Arc<Standing>, want: S::Want) -> Option<Held<S>> {
         let mut state = self.state();
-        if !state.waiting.is_empty() || state.scarce.verdict(standing.party, &want) != Verdict::Go {
+        let who = standing.claimant();
+        let wait = state.waiting.iter().any(|other| state.verdict(other) != Verdict::PassOver);
+        if wait || state.scarce.verdict(who, &want) != Verdict::Go {
             return None;
         }
-        state.take(standing, &want);
-        Some(Held { gate: self.clone(), standing: Arc::clone(standing), want })
+        state.take(standing, who, &want);
+        Some(Held { gate: self.clone(), standing: Arc::clone(standing), who, want })
     }
 
     /// Looks at what is scarce, or changes how much there is of it.
@@ -266,6 +337,11 @@ impl<S: Scarce> Gate<S> {
         let result = look(&mut self.state().scarce);
         self.let_in();
         result
+    }
+
+    /// Lets in whoever may go since a standing was promoted.
+    pub fn look_again(&self) {
+        self.let_in();
     }
 
     /// Whether somebody waits.
@@ -276,16 +352,16 @@ impl<S: Scarce> Gate<S> {
     fn let_in(&self) {
         loop {
             let next = self.state().next();
-            let Some(Waiting { standing, want, tell, .. }) = next else { return };
+            let Some((Waiting { standing, want, tell, .. }, who)) = next else { return };
             // Who went away meanwhile does not take it: dropping it gives it back.
-            drop(tell.send(Held { gate: self.clone(), standing, want }));
+            drop(tell.send(Held { gate: self.clone(), standing, who, want }));
         }
     }
 }
 
 impl<S: Scarce> Drop for Held<S> {
     fn drop(&mut self) {
-        self.gate.state().give_back(&self.standing, &self.want);
+        self.gate.state().give_back(&self.standing, self.who, &self.want);
         self.gate.let_in();
     }
 }

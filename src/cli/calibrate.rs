@@ -19,7 +19,7 @@ pub(super) async fn run(
     let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(&args.image)?;
-    let (plan, _) = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;
+    let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
     let tars = plan.layers.iter().filter_map(|layer| match layer.kind() {
         LayerKind::Tar(compression) => Some((layer, compression)),
         _ => None,

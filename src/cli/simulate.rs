@@ -200,7 +200,7 @@ async fn image_sizes(
     let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(image)?;
-    let (plan, _) = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?;
+    let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
     Ok(plan.layers.iter().map(|layer| layer.size as f64).collect())
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Limits;
 use super::pace::Pace;
-use crate::budget::turns::{Gate, Held, Party, Scarce, Standing, Verdict};
+use crate::budget::turns::{Claimant, Gate, Held, Party, Scarce, Standing, Verdict};
 
 /// Leave for one connection.
 pub(super) type Connection = Held<Open>;
@@ -41,7 +41,7 @@ impl Open {
 impl Scarce for Open {
     type Want = Arc<str>;
 
-    fn verdict(&self, image: Party, host: &Arc<str>) -> Verdict {
+    fn verdict(&self, Claimant { party: image, .. }: Claimant, host: &Arc<str>) -> Verdict {
         let of_image = self.images.get(&image).copied().unwrap_or_default();
         let host_is_full = self.hosts.get(host).is_some_and(|host| {
             host.open >= host.pace.limit()
@@ -52,7 +52,7 @@ impl Scarce for Open {
         if full { Verdict::PassOver } else { Verdict::Go }
     }
 
-    fn take(&mut self, image: Party, host: &Arc<str>) {
+    fn take(&mut self, Claimant { party: image, .. }: Claimant, host: &Arc<str>) {
         self.all += 1;
         *self.images.entry(image).or_default() += 1;
         let host = self.host(host);
@@ -62,7 +62,7 @@ impl Scarce for Open {
         }
     }
 
-    fn give_back(&mut self, image: Party, host: &Arc<str>) {
+    fn give_back(&mut self, Claimant { party: image, .. }: Claimant, host: &Arc<str>) {
         self.all -= 1;
         self.host(host).open -= 1;
         if let Some(open) = self.images.get_mut(&image) {

@@ -264,6 +264,17 @@ impl ImageLayer {
     }
 }
 
+/// An index, a manifest or a configuration, byte for byte, under its names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedDocument {
+    /// What it is.
+    pub media_type: String,
+    /// The digest of `bytes`.
+    pub digest: BlobDigest,
+    /// As the registry served it.
+    pub bytes: bytes::Bytes,
+}
+
 /// The layers of one image on one platform, lowest first.
 #[derive(Clone, Debug)]
 pub struct ImagePlan {
@@ -274,6 +285,21 @@ pub struct ImagePlan {
 }
 
 impl ImagePlan {
+    /// Reads it out of an image's documents, of which the manifest and the configuration are the last two.
+    ///
+    /// # Errors
+    /// Where they are not what they should be.
+    pub fn of_documents(documents: &[NamedDocument]) -> Result<Self, ManifestError> {
+        let lacks = || ManifestError::MediaType("fewer than two documents".to_owned());
+        let [.., manifest, config] = documents else { return Err(lacks()) };
+        match ManifestOrIndex::parse(Some(&manifest.media_type), &manifest.bytes)? {
+            ManifestOrIndex::Manifest { layers, .. } => {
+                Self::new(manifest.digest, layers, &parse_config(&config.bytes)?)
+            }
+            ManifestOrIndex::Index(_) => Err(ManifestError::MediaType(manifest.media_type.clone())),
+        }
+    }
+
     /// Joins a manifest's layers with the DiffIDs of its configuration.
     ///
     /// # Errors

@@ -8,10 +8,11 @@ use tracing::Instrument as _;
 
 use super::PullError;
 use super::jobs::{Interest, Jobs, Key, Order};
-use super::resolve::{Start, resolve};
+use super::resolve::{Resolved, Start, resolve};
 use super::trees::{HeldTree, TreeStore};
+use crate::budget::turns::Class;
 use crate::fetch::{Fetcher, ImageFetcher};
-use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, Platform};
+use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, NamedDocument, Platform};
 use crate::registry::{Reference, Registry};
 use crate::timeline::{LayerRecorder, LayerState, PullRecorder};
 
@@ -29,6 +30,7 @@ pub(super) struct ImagePull {
     reference: Reference,
     means: Means,
     fetcher: ImageFetcher,
+    class: Class,
     recorder: Arc<PullRecorder>,
     started: watch::Receiver<Option<Result<Arc<Started>, PullError>>>,
     starting: AbortHandle,
@@ -37,6 +39,7 @@ pub(super) struct ImagePull {
 /// An image whose layers have been started.
 pub(super) struct Started {
     pub(super) plan: ImagePlan,
+    pub(super) documents: Vec<NamedDocument>,
     /// One for each layer, lowest first.
     layers: Vec<Layer>,
 }
@@ -64,6 +67,7 @@ impl ImagePull {
         reference: Reference,
         start: Start,
         platform: Platform,
+        class: Class,
         recorder: Arc<PullRecorder>,
     ) -> Self {
         let fetcher = means.fetcher.image();
@@ -72,11 +76,12 @@ impl ImagePull {
             let (means, reference) = (means.clone(), reference.clone());
             let (fetcher, recorder) = (fetcher.clone(), Arc::clone(&recorder));
             async move {
-                let plan = resolve(&means.registry, &reference, &start, &platform).await;
-                let result = match plan {
-                    Ok((plan, authorizing)) => {
-                        recorder.resolved(plan.manifest, authorizing);
-                        start_layers(&means, &reference, &fetcher, &recorder, plan).map(Arc::new)
+                let resolved = resolve(&means.registry, &reference, &start, &platform).await;
+                let result = match resolved {
+                    Ok(resolved) => {
+                        recorder.resolved(resolved.plan.manifest, resolved.authorizing);
+                        let from = Source { reference: &reference, fetcher: &fetcher, class };
+                        start_layers(&means, from, &recorder, resolved).map(Arc::new)
                     }
                     Err(error) => Err(error),
                 };
@@ -87,7 +92,7 @@ impl ImagePull {
         // All that is logged on behalf of it says so.
         let span = tracing::info_span!("pull", id = recorder.id());
         let starting = tokio::spawn(task.instrument(span)).abort_handle();
-        Self { reference, means, fetcher, recorder, started, starting }
+        Self { reference, means, fetcher, class, recorder, started, starting }
     }
 
     pub(super) fn recorder(&self) -> &Arc<PullRecorder> {
@@ -139,7 +144,7 @@ impl ImagePull {
             blob: self.means.registry.blob(&self.reference, layer.blob, layer.size),
             fetcher: self.fetcher.clone(),
             recorder,
-            standing: Order::standing(&self.fetcher, layer),
+            standing: Order::standing(&self.fetcher, layer, self.class),
         };
         self.means.jobs.join(order).outcome().await
     }
@@ -156,15 +161,23 @@ fn unsupported(layer: &ImageLayer) -> PullError {
     PullError::Unsupported { layer: layer.blob, media_type: layer.media_type.clone() }
 }
 
+/// Where an image's layers come from, and for whom.
+struct Source<'a> {
+    reference: &'a Reference,
+    fetcher: &'a ImageFetcher,
+    class: Class,
+}
+
 /// Starts the layers that are not there yet; whose turn comes when goes by their standing, and among
 /// equals the largest is first. (The DiffID's job may run already, for another image.)
 fn start_layers(
     means: &Means,
-    reference: &Reference,
-    fetcher: &ImageFetcher,
+    from: Source<'_>,
     recorder: &PullRecorder,
-    plan: ImagePlan,
+    resolved: Resolved,
 ) -> Result<Started, PullError> {
+    let Source { reference, fetcher, class } = from;
+    let Resolved { plan, documents, .. } = resolved;
     let mut recorders = Vec::new();
     let mut layers = Vec::new();
     let mut orders = Vec::new();
@@ -178,7 +191,7 @@ fn start_layers(
         } else if let Some(compression) = layer.compression() {
             let key = Key { diff_id: layer.diff_id, settled: None };
             let blob = means.registry.blob(reference, layer.blob, layer.size);
-            let standing = Order::standing(fetcher, layer);
+            let standing = Order::standing(fetcher, layer, class);
             let (layer, fetcher, recorder) = (layer.clone(), fetcher.clone(), own);
             let order = Order { key, layer, compression, blob, fetcher, recorder, standing };
             orders.push((index, order));
@@ -195,5 +208,5 @@ fn start_layers(
     for layer in recorders {
         recorder.attach(layer);
     }
-    Ok(Started { plan, layers })
+    Ok(Started { plan, documents, layers })
 }

@@ -16,7 +16,7 @@ use super::PullError;
 use super::admission::{Cost, Layers};
 use super::layer::{self, Dest, ORDINARY_WINDOW_BYTES, Work};
 use super::trees::{Content, HeldTree, StagedTree, TreeStore};
-use crate::budget::turns::{Gate, Held, Standing};
+use crate::budget::turns::{Class, Gate, Held, Standing};
 use crate::budget::{Budget, Permit};
 use crate::compression::{CompressionError, Pool, Resources};
 use crate::fetch::ImageFetcher;
@@ -61,9 +61,13 @@ pub(super) struct Order {
 
 impl Order {
     /// Its standing: the longer its serial work, the sooner it is begun and fetched.
-    pub(super) fn standing(fetcher: &ImageFetcher, layer: &ImageLayer) -> Arc<Standing> {
+    pub(super) fn standing(
+        fetcher: &ImageFetcher,
+        layer: &ImageLayer,
+        class: Class,
+    ) -> Arc<Standing> {
         let rate = layer.compression().map_or(1, layer::serial_bytes_per_second);
-        Standing::new(fetcher.party(), layer.size, rate)
+        Standing::new(fetcher.party(), layer.size, rate).of_class(class)
     }
 }
 
@@ -165,12 +169,13 @@ impl Jobs {
         }))
     }
 
-    /// Joins the job of `order.key`, or begins it.
+    /// Joins the job of `order.key`, or begins it. A job that was begun ahead of time goes before the
+    /// others of its kind from the moment that somebody joins it who waits.
     pub(super) fn join(&self, order: Order) -> Interest {
         let mut running = self.0.running();
         if let Some(job) = running.get_mut(&order.key) {
             job.interests += 1;
-            return Interest {
+            let interest = Interest {
                 key: order.key,
                 jobs: Arc::clone(&self.0),
                 cancel: job.cancel.clone(),
@@ -178,6 +183,11 @@ impl Jobs {
                 recorder: Arc::clone(&job.recorder),
                 standing: Arc::clone(&job.standing),
             };
+            drop(running);
+            if order.standing.class() > interest.standing.class() {
+                self.promote(&interest.standing);
+            }
+            return interest;
         }
         let (ended, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();
@@ -197,6 +207,13 @@ impl Jobs {
         let span = tracing::info_span!("layer", blob = %order.layer.blob);
         tokio::spawn(Arc::clone(&self.0).run(order, cancel.clone(), ended).instrument(span));
         Interest { key, jobs: Arc::clone(&self.0), cancel, outcome, recorder, standing }
+    }
+
+    fn promote(&self, standing: &Standing) {
+        standing.promote();
+        // It may be waiting where its class was bounded.
+        self.0.layers.look_again();
+        self.0.budget.look_again();
     }
 }
 

@@ -17,8 +17,9 @@ use super::resolve::Start;
 use super::settle::Settler;
 use super::trees::{HeldTree, TreeStore};
 use crate::budget::Budget;
+use crate::budget::turns::Class;
 use crate::fetch::Fetcher;
-use crate::image::{BlobDigest, ChainId, Platform};
+use crate::image::{BlobDigest, ChainId, NamedDocument, Platform};
 use crate::registry::{Reference, Registry};
 use crate::timeline::{History, PullRecorder, PullReport, PullState};
 use crate::unpack;
@@ -138,7 +139,8 @@ impl Puller {
         let key = (claim.image.clone(), claim.manifest);
         let mut waiting = self.0.wait(&key, || {
             let start = Start::Digest(claim.manifest);
-            self.0.begin(&claim.image, reference, start, self.0.settings.platform.clone())
+            let platform = self.0.settings.platform.clone();
+            self.0.begin(&claim.image, reference, start, platform, Class::Waited)
         });
         if let Some(parent) = &claim.trace_parent {
             waiting.pull.recorder().traced(parent);
@@ -153,9 +155,27 @@ impl Puller {
     /// # Errors
     /// Where `image` is not a reference.
     pub fn start(&self, image: &str, platform: Option<Platform>) -> Result<Pulling, PullError> {
+        self.whole(image, platform, Class::Waited)
+    }
+
+    /// The same ahead of time: what somebody waits for goes before it, everywhere. A layer of it that
+    /// somebody comes to wait for goes with those from then on.
+    ///
+    /// # Errors
+    /// Where `image` is not a reference.
+    pub fn prefetch(&self, image: &str, platform: Option<Platform>) -> Result<Pulling, PullError> {
+        self.whole(image, platform, Class::Ahead)
+    }
+
+    fn whole(
+        &self,
+        image: &str,
+        platform: Option<Platform>,
+        class: Class,
+    ) -> Result<Pulling, PullError> {
         let reference = parse_reference(image)?;
         let platform = platform.unwrap_or_else(|| self.0.settings.platform.clone());
-        let pull = self.0.begin(image, reference, Start::Reference, platform);
+        let pull = self.0.begin(image, reference, Start::Reference, platform, class);
         Ok(Pulling { shared: Arc::clone(&self.0), pull })
     }
 }
@@ -181,6 +201,14 @@ impl Pulling {
     /// What is recorded of it.
     pub fn recorder(&self) -> &Arc<PullRecorder> {
         self.pull.recorder()
+    }
+
+    /// What the image's name leads to, from an index or a manifest down to the configuration.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    pub async fn documents(&self) -> Result<Vec<NamedDocument>, PullError> {
+        Ok(self.pull.started().await?.documents.clone())
     }
 
     /// Waits for all trees, lowest first, settled over each other.
@@ -243,9 +271,10 @@ impl Shared {
         reference: Reference,
         start: Start,
         platform: Platform,
+        class: Class,
     ) -> Arc<ImagePull> {
         let recorder = self.history.begin(image);
-        Arc::new(ImagePull::begin(self.means.clone(), reference, start, platform, recorder))
+        Arc::new(ImagePull::begin(self.means.clone(), reference, start, platform, class, recorder))
     }
 
     fn wait(self: &Arc<Self>, key: &ImageKey, begin: impl FnOnce() -> Arc<ImagePull>) -> Waiting {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::PullError;
 use crate::image::{
-    BlobDigest, ImagePlan, ManifestOrIndex, Platform, parse_config, select_platform,
+    BlobDigest, ImagePlan, ManifestOrIndex, NamedDocument, Platform, parse_config, select_platform,
 };
 use crate::registry::{Document, Reference, Registry};
 
@@ -25,8 +25,18 @@ pub enum Start {
     Digest(BlobDigest),
 }
 
-/// Asks the registry for manifest and configuration, and joins them. Says beside it how long it took
-/// to answer the registry's challenges.
+/// An image, as its registry has it now.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Its layers.
+    pub plan: ImagePlan,
+    /// What its name leads to: an index if there is one, the manifest, the configuration.
+    pub documents: Vec<NamedDocument>,
+    /// How long it took to answer the registry's challenges.
+    pub authorizing: Duration,
+}
+
+/// Asks the registry for manifest and configuration, and joins them.
 ///
 /// # Errors
 /// Where the registry does not serve them, or they are not an image for `platform`.
@@ -35,7 +45,7 @@ pub async fn resolve(
     reference: &Reference,
     start: &Start,
     platform: &Platform,
-) -> Result<(ImagePlan, Duration), PullError> {
+) -> Result<Resolved, PullError> {
     let image = || reference.to_string();
     let refused = |source| PullError::Registry { image: image(), source: Arc::new(source) };
     let unusable = |source| PullError::Manifest { image: image(), source: Arc::new(source) };
@@ -45,17 +55,22 @@ pub async fn resolve(
     }
     .map_err(refused)?;
     let mut authorizing = Duration::ZERO;
+    let mut documents = Vec::new();
     for _ in 0..INDEX_DEPTH {
         authorizing += document.authorizing;
         let Document { bytes, digest, content_type, .. } = &document;
+        let media_type = media_type(content_type.as_deref(), bytes);
+        documents.push(NamedDocument { media_type, digest: *digest, bytes: bytes.clone() });
         match ManifestOrIndex::parse(content_type.as_deref(), bytes).map_err(unusable)? {
             ManifestOrIndex::Manifest { config, layers } => {
                 let max = config.size.min(CONFIG_MAX_BYTES);
-                let config =
+                let bytes =
                     registry.small_blob(reference, config.digest, max).await.map_err(refused)?;
-                let diff_ids = parse_config(&config).map_err(unusable)?;
+                let diff_ids = parse_config(&bytes).map_err(unusable)?;
                 let plan = ImagePlan::new(*digest, layers, &diff_ids).map_err(unusable)?;
-                return Ok((plan, authorizing));
+                let (media_type, digest) = (config.media_type, config.digest);
+                documents.push(NamedDocument { media_type, digest, bytes });
+                return Ok(Resolved { plan, documents, authorizing });
             }
             ManifestOrIndex::Index(entries) => {
                 let chosen = select_platform(&entries, platform).map_err(unusable)?.digest;
@@ -66,4 +81,15 @@ pub async fn resolve(
     Err(unusable(crate::image::ManifestError::MediaType(
         "an index of indexes without end".to_owned(),
     )))
+}
+
+/// The media type of a manifest or an index: its own word, else the registry's.
+fn media_type(content_type: Option<&str>, json: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Typed {
+        #[serde(rename = "mediaType")]
+        media_type: String,
+    }
+    let own = serde_json::from_slice::<Typed>(json).ok().map(|typed| typed.media_type);
+    own.or_else(|| content_type.map(str::to_owned)).unwrap_or_default()
 }

@@ -28,7 +28,7 @@ use super::error::Error;
 use crate::metrics::MetadataMetrics;
 
 /// The format that this code writes. Raise it with a step in [`migrate`].
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 
 /// How long a connection waits for another one: only our own checkpoints ever hold the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,6 +78,35 @@ CREATE INDEX labels_by_value ON labels (key, value);
 /// Format 2: a tree says whether it is files or an image.
 const FORMAT_2: &str = "
 ALTER TABLE trees ADD COLUMN form INTEGER NOT NULL DEFAULT 0 CHECK (form IN (0, 1)); -- files, image
+";
+
+/// Format 3: images are pinned, with their trees and documents ([`super::pins`]). Documents are in the order in which
+/// one leads to the next, layers lowest first.
+const FORMAT_3: &str = "
+CREATE TABLE pins (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    containerd TEXT NOT NULL,
+    namespace  TEXT NOT NULL,
+    image      TEXT NOT NULL,
+    pinned_at  INTEGER NOT NULL,
+    expires_at INTEGER,
+    UNIQUE (containerd, namespace, image)
+) STRICT;
+CREATE TABLE pinned_trees (
+    pin_id   INTEGER NOT NULL REFERENCES pins (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    tree_id  INTEGER NOT NULL REFERENCES trees (id) ON DELETE RESTRICT,
+    PRIMARY KEY (pin_id, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX pinned_trees_by_tree ON pinned_trees (tree_id);
+CREATE TABLE pinned_documents (
+    pin_id     INTEGER NOT NULL REFERENCES pins (id) ON DELETE CASCADE,
+    position   INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    digest     TEXT NOT NULL,
+    content    BLOB NOT NULL,
+    PRIMARY KEY (pin_id, position)
+) STRICT;
 ";
 
 #[derive(Debug)]
@@ -196,6 +225,9 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
     if found < 2 {
         transaction.execute_batch(FORMAT_2)?;
     }
+    if found < 3 {
+        transaction.execute_batch(FORMAT_3)?;
+    }
     transaction.pragma_update(None, "user_version", FORMAT)?;
     Ok(transaction.commit()?)
 }
@@ -213,7 +245,7 @@ mod tests {
         raw.pragma_update(None, "user_version", FORMAT + 1).unwrap();
         drop(raw);
         let error = Database::open(&path, Sync::None).err().unwrap();
-        assert!(matches!(error, Error::Newer { found: 3, known: 2 }), "{error}");
+        assert!(matches!(error, Error::Newer { found: 4, known: 3 }), "{error}");
         assert!(error.to_string().contains("newer hoist"));
     }
 

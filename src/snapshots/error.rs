@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::pull::trees::TreeId;
+
 /// Why a call of the snapshotter failed.
 ///
 /// containerd and its test suite look for some of the words, so texts are part of the contract.
@@ -95,6 +97,12 @@ pub enum Error {
         chain_id: String,
         /// The image's reference.
         image: String,
+    },
+    /// A tree that a snapshot was to be put down for is gone.
+    #[error("layer tree {tree} was swept meanwhile; fetch the image again")]
+    Swept {
+        /// The tree.
+        tree: TreeId,
     },
     /// Another daemon works in this directory.
     #[error("{0} is in use by another hoistd; stop it or choose another root")]

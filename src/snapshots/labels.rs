@@ -18,11 +18,29 @@ const LABEL_GROUPS: &str = "containerd.io/snapshot/gidmapping";
 
 /// The layer that a Prepare asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Wanted {
-    pub(super) image: String,
-    pub(super) manifest: BlobDigest,
-    pub(super) layer: BlobDigest,
-    pub(super) chain_id: ChainId,
+pub struct Wanted {
+    /// The image's reference, as containerd resolved it.
+    pub image: String,
+    /// The manifest of the platform.
+    pub manifest: BlobDigest,
+    /// The layer's blob.
+    pub layer: BlobDigest,
+    /// The stack that ends with this layer.
+    pub chain_id: ChainId,
+}
+
+impl Wanted {
+    /// The labels that ask for it.
+    pub fn labels(&self) -> Labels {
+        let Self { image, manifest, layer, chain_id } = self;
+        let pairs = [
+            (LABEL_IMAGE, image.clone()),
+            (LABEL_MANIFEST, manifest.to_string()),
+            (LABEL_LAYER, layer.to_string()),
+            (LABEL_REF, chain_id.to_string()),
+        ];
+        pairs.map(|(key, value)| (key.to_owned(), value)).into()
+    }
 }
 
 /// Reads what a Prepare with [`LABEL_REF`] asks for, or says why it cannot be provided.
@@ -128,6 +146,7 @@ mod tests {
                 chain_id: ChainId(c),
             }
         );
+        assert_eq!(found.labels(), labels(&all));
         for missing in 0..all.len() {
             let mut some = all.to_vec();
             let (key, _) = some.remove(missing);

@@ -126,7 +126,11 @@ impl Snapshots {
                 None => return Ok(Outcome::Ordinary),
             };
             let (this, request) = (Arc::clone(self), request.clone());
-            if blocking(move || this.put_down(&request, &wanted, &tree)).await? {
+            let put_down = move || {
+                let PrepareRequest { namespace, parent, labels, .. } = &request;
+                this.put_down(namespace, parent, labels, &wanted, &tree)
+            };
+            if blocking(put_down).await?.is_some() {
                 return Ok(Outcome::Provided);
             }
         }
@@ -139,7 +143,7 @@ impl Snapshots {
         let reference = labels.get(LABEL_REF).map_or("", String::as_str);
         self.database.read(|db| {
             let parent_id = records::parent_id(db, parent)?;
-            if records::find_reference(db, reference, parent_id)? {
+            if records::find_reference(db, reference, parent_id)?.is_some() {
                 return Ok(Look::Stands);
             }
             let chain = records::chain(db, parent_id)?;
@@ -188,27 +192,46 @@ impl Snapshots {
         }
     }
 
-    /// Puts down the committed snapshot of a layer whose tree is ready; `false`: the tree is gone.
-    fn put_down(
+    /// Puts down the committed snapshot of a layer on `parent` (empty: none) before anybody asks for it,
+    /// and gives its name. A Prepare for the layer on this parent finds it then, and asks no registry.
+    ///
+    /// # Errors
+    /// [`Error::ParentMissing`], [`Error::Swept`] where the tree is gone, [`Error::Database`],
+    /// [`Error::Io`].
+    pub fn put_down_ahead(
         &self,
-        request: &PrepareRequest,
+        namespace: &str,
+        parent: &str,
         wanted: &Wanted,
         held: &HeldTree,
-    ) -> Result<bool, Error> {
+    ) -> Result<String, Error> {
+        let put_down = self.put_down(namespace, parent, &wanted.labels(), wanted, held)?;
+        put_down.ok_or(Error::Swept { tree: held.tree.id })
+    }
+
+    /// Puts down the committed snapshot of a layer whose tree is ready; `None`: the tree is gone.
+    fn put_down(
+        &self,
+        namespace: &str,
+        parent: &str,
+        labels: &Labels,
+        wanted: &Wanted,
+        held: &HeldTree,
+    ) -> Result<Option<String>, Error> {
         let tree = held.tree.id;
         let reference = wanted.chain_id.to_string();
         self.ensure_mounted(&[records::Layer { snapshot: 0, tree: Some(tree) }])?;
         self.database.write(|db| {
-            let parent_id = records::parent_id(db, &request.parent)?;
-            if records::find_reference(db, &reference, parent_id)? {
-                return Ok(true);
+            let parent_id = records::parent_id(db, parent)?;
+            if let Some(name) = records::find_reference(db, &reference, parent_id)? {
+                return Ok(Some(name));
             }
             let sql = "SELECT bytes, inodes FROM trees WHERE id = ?1 AND state = ?2";
             let usage: Option<(i64, i64)> = db
                 .prepare_cached(sql)?
                 .query_row(params![tree.0, PUBLISHED], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
-            let Some((bytes, inodes)) = usage else { return Ok(false) };
+            let Some((bytes, inodes)) = usage else { return Ok(None) };
             let usage = Usage { bytes: bytes.unsigned_abs(), inodes: inodes.unsigned_abs() };
             // The name carries the id, which is known once the row is there.
             let new = NewSnapshot {
@@ -217,11 +240,12 @@ impl Snapshots {
                 parent_id,
                 tree: Some(tree),
                 usage: Some(usage),
-                labels: &request.labels,
+                labels,
             };
             let id = records::insert(db, &new)?;
-            records::rename(db, id, &format!("{}/hoist/{id}/{reference}", request.namespace))?;
-            Ok(true)
+            let name = format!("{namespace}/hoist/{id}/{reference}");
+            records::rename(db, id, &name)?;
+            Ok(Some(name))
         })
     }
 

@@ -264,20 +264,20 @@ pub(super) fn all(db: &Connection) -> Result<Vec<Info>, Error> {
         .collect()
 }
 
-/// The committed snapshot that stands for `reference` on top of `parent`, if there is one: this
+/// The name of the committed snapshot that stands for `reference` on top of `parent`, if there is one: this
 /// pair, not the name, is how containerd finds a layer that a snapshotter provided.
 pub(super) fn find_reference(
     db: &Connection,
     reference: &str,
     parent: Option<i64>,
-) -> Result<bool, Error> {
+) -> Result<Option<String>, Error> {
     let sql = "
-        SELECT 1 FROM labels JOIN snapshots ON snapshots.id = labels.snapshot_id
+        SELECT snapshots.name FROM labels JOIN snapshots ON snapshots.id = labels.snapshot_id
         WHERE labels.key = ?1 AND labels.value = ?2
           AND snapshots.parent_id IS ?3 AND snapshots.kind = ?4
         LIMIT 1";
     let parameters = params![LABEL_REF, reference, parent, Kind::Committed as i64];
-    Ok(db.prepare_cached(sql)?.exists(parameters)?)
+    Ok(db.prepare_cached(sql)?.query_row(parameters, |row| row.get(0)).optional()?)
 }
 
 /// Notes a usage that was counted after the commit.
@@ -342,10 +342,15 @@ fn write_labels(db: &Connection, id: i64, labels: &Labels) -> Result<(), Error> 
 }
 
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    nanoseconds(SystemTime::now())
+}
+
+/// A time as SQLite keeps it.
+pub(super) fn nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-fn time_of(nanoseconds: i64) -> SystemTime {
+pub(super) fn time_of(nanoseconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(nanoseconds.unsigned_abs())
 }

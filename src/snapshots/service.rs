@@ -250,6 +250,7 @@ impl From<Error> for Status {
             Error::Late { .. } => Code::DeadlineExceeded,
             Error::Cancelled { .. } | Error::Task(_) | Error::Serve(_) => Code::Unavailable,
             Error::Layer { .. }
+            | Error::Swept { .. }
             | Error::Locked(_)
             | Error::Newer { .. }
             | Error::NoDirectoryTypes(_)

@@ -1,7 +1,7 @@
 //! Removing what nobody refers to any more.
 //!
 //! Remove answers at once: it deletes a row and moves a directory to the trash. Here the trash is
-//! emptied, and layer trees that no snapshot refers to follow, unless the
+//! emptied, and layer trees that no snapshot and no pin refers to follow, unless the
 //! [ledger](super::ledger) spares them. A task in the background sweeps whenever something was let
 //! go; Cleanup sweeps too, and waits until the files are gone.
 //!
@@ -101,7 +101,8 @@ impl Snapshots {
     fn unreferenced(&self) -> Result<Vec<TreeId>, Error> {
         let sql = "
             SELECT id FROM trees WHERE state = ?1
-            AND NOT EXISTS (SELECT 1 FROM snapshots WHERE tree_id = trees.id)";
+            AND NOT EXISTS (SELECT 1 FROM snapshots WHERE tree_id = trees.id)
+            AND NOT EXISTS (SELECT 1 FROM pinned_trees WHERE tree_id = trees.id)";
         self.database.read(|db| -> Result<_, Error> {
             let mut statement = db.prepare_cached(sql)?;
             let ids = statement.query_map([PUBLISHED], |row| row.get(0).map(TreeId))?;
@@ -119,7 +120,8 @@ impl Snapshots {
         }
         let sql = "
             DELETE FROM trees WHERE id = ?1
-            AND NOT EXISTS (SELECT 1 FROM snapshots WHERE tree_id = ?1)";
+            AND NOT EXISTS (SELECT 1 FROM snapshots WHERE tree_id = ?1)
+            AND NOT EXISTS (SELECT 1 FROM pinned_trees WHERE tree_id = ?1)";
         let removed = self.database.write(|db| db.execute(sql, params![id.0]))?;
         if removed > 0 {
             locked.close(id);

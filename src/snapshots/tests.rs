@@ -10,6 +10,8 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+mod pins;
+
 use super::records::LABEL_REF;
 use super::*;
 use crate::image::{ChainId, DiffId, Sha256};

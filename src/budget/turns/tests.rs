@@ -10,8 +10,8 @@ struct Places {
 impl Scarce for Places {
     type Want = u64;
 
-    fn verdict(&self, party: Party, want: &u64) -> Verdict {
-        if self.taken.get(&party).copied().unwrap_or_default() + want > self.most {
+    fn verdict(&self, who: Claimant, want: &u64) -> Verdict {
+        if self.taken.get(&who.party).copied().unwrap_or_default() + want > self.most {
             Verdict::PassOver
         } else if *want > self.free {
             Verdict::Wait
@@ -20,14 +20,14 @@ impl Scarce for Places {
         }
     }
 
-    fn take(&mut self, party: Party, want: &u64) {
+    fn take(&mut self, who: Claimant, want: &u64) {
         self.free -= want;
-        add(&mut self.taken, party, *want);
+        add(&mut self.taken, who.party, *want);
     }
 
-    fn give_back(&mut self, party: Party, want: &u64) {
+    fn give_back(&mut self, who: Claimant, want: &u64) {
         self.free += want;
-        subtract(&mut self.taken, party, *want);
+        subtract(&mut self.taken, who.party, *want);
     }
 
     fn weight(want: &u64) -> u64 {
@@ -208,4 +208,89 @@ fn who_leaves_after_being_let_in_gives_it_back() {
     assert!(gate.try_enter(&standing, 1).is_some());
     let state = gate.state();
     assert!(state.of_parties.is_empty() && state.of_layers.is_empty());
+}
+
+fn later(megabytes: u64) -> Arc<Standing> {
+    layer(Party::new(), megabytes).of_class(Class::Ahead)
+}
+
+#[test]
+fn what_somebody_waits_for_goes_before_what_is_ahead_of_time() {
+    let (mut line, all) = blocked(1);
+    let (prefetch, waited) = (later(90_000), layer(Party::new(), 1));
+    line.join("prefetch 1", &prefetch, 1);
+    line.join("prefetch 2", &prefetch, 1);
+    line.join("waited", &waited, 1);
+    // A Prepare of a layer's own is not what makes the difference.
+    prefetch.ask_for();
+    drop(all);
+    assert_eq!(line.order(), ["waited", "prefetch 1", "prefetch 2"]);
+}
+
+#[test]
+fn a_promoted_layer_goes_as_if_it_had_been_waited_for_all_along() {
+    let (mut line, all) = blocked(1);
+    let (prefetch, other) = (later(900), later(9000));
+    let waited = layer(Party::new(), 100);
+    line.join("other", &other, 1);
+    line.join("waited", &waited, 1);
+    line.join("promoted", &prefetch, 1);
+    prefetch.promote();
+    drop(all);
+    assert_eq!(line.order(), ["promoted", "waited", "other"]);
+}
+
+#[test]
+fn a_promotion_changes_nothing_about_what_is_held() {
+    let gate = gate(2, 2);
+    let prefetch = later(1);
+    let held = gate.try_enter(&prefetch, 1).unwrap();
+    assert_eq!(held.who.class, Class::Ahead);
+    prefetch.promote();
+    assert_eq!(held.who.class, Class::Ahead);
+    assert_eq!(gate.try_enter(&prefetch, 1).unwrap().who.class, Class::Waited);
+}
+
+proptest::proptest! {
+    /// However many of each class come in whatever order, and however large they are: while somebody is
+    /// waited for, those ahead of time get one in every so many, no fewer and no more.
+    #[test]
+    fn those_ahead_of_time_get_little_and_are_never_forgotten(
+        rivals in proptest::collection::vec((1..4_u64, 1..900_u64), 1..5),
+        prefetches in proptest::collection::vec((1..4_u64, 1..90_000_u64), 1..9),
+    ) {
+        let most = rivals.iter().chain(&prefetches).map(|(want, _)| *want).max().unwrap();
+        let (mut line, all) = blocked(most);
+        for (want, megabytes) in &prefetches {
+            line.join("ahead", &later(*megabytes), *want);
+        }
+        let waited: Vec<_> =
+            rivals.iter().map(|(want, megabytes)| (*want, layer(Party::new(), *megabytes))).collect();
+        for (want, standing) in &waited {
+            // Two each, so that somebody waits while one of them is served.
+            line.join("waited", standing, *want);
+            line.join("waited", standing, *want);
+        }
+        drop(all);
+        let (mut order, mut served) = (Vec::new(), 0);
+        while order.len() < 400 {
+            let mut held = line.let_in();
+            proptest::prop_assert!(!held.is_empty(), "it stands still after {order:?}");
+            order.extend(held.iter().map(|(name, _)| name.clone()));
+            // One leaves at a time; whoever was waited for comes again.
+            for (name, place) in held.drain(..) {
+                if name == "waited" {
+                    let (want, standing) = &waited[served % waited.len()];
+                    line.join("waited", standing, *want);
+                    served += 1;
+                }
+                drop(place);
+            }
+        }
+        let prefetched = order.iter().filter(|name| *name == "ahead").count();
+        let turns = order.len() / (OVERTAKEN_MOST as usize + 1);
+        proptest::prop_assert!(prefetched <= turns + 1, "{prefetched} of {}: {order:?}", order.len());
+        let due = turns.saturating_sub(1).min(prefetches.len());
+        proptest::prop_assert!(prefetched >= due, "{prefetched} of {}: {order:?}", order.len());
+    }
 }

@@ -147,7 +147,7 @@ async fn answer(registry: &Registry, image: &str) -> Check {
         pull::resolve(registry, &reference, &Start::Reference, &Platform::host()).await
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Ok((plan, _))) => {
+        Ok(Ok(pull::Resolved { plan, .. })) => {
             let left = plan.layers.iter().filter(|layer| layer.compression().is_none()).count();
             let found = format!("{image}: {} layers", plan.layers.len());
             if left == 0 {
