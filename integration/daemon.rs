@@ -359,6 +359,12 @@ fn check_tells_all_mistakes_and_does_not_start() {
     // A root that cannot be made: a start would fail.
     let right = check("root = \"/proc/none\"\n");
     assert_eq!(right.status.code(), Some(0), "{}", text(&right.stderr));
+    assert!(text(&right.stderr).ends_with("hoist.toml: the configuration is right\n"));
+    // A key that is none is told with those that are, each once.
+    let told = text(&check("zzzzzzzzzzzz = 1\n").stderr).to_owned();
+    let (_, known) = told.trim_end().split_once("known here: ").unwrap();
+    let mut once = std::collections::BTreeSet::new();
+    assert!(known.split(", ").all(|key| once.insert(key)), "{known}");
     let documented = concat!(env!("CARGO_MANIFEST_DIR"), "/config/hoist.toml");
     let documented = hoistd().args(["--check", "--config", documented]).output().unwrap();
     assert_eq!(documented.status.code(), Some(0), "{}", text(&documented.stderr));
@@ -372,5 +378,7 @@ fn help_and_usage() {
     for word in ["--config", "--check", "--root", "--socket", "--no-pull", "Exit codes"] {
         assert!(told.contains(word), "{word} is not in\n{told}");
     }
+    let metrics = hoistd().args(["--metrics", "9469"]).output().unwrap();
+    assert!(text(&metrics.stderr).contains("neither IP:PORT, as 127.0.0.1:9469, nor off"));
     assert_eq!(hoistd().arg("--wrong").output().unwrap().status.code(), Some(2));
 }

@@ -20,6 +20,8 @@ mod dashboards;
 mod doctor;
 #[path = "pulls/ecr.rs"]
 mod ecr;
+#[path = "pulls/failures.rs"]
+mod failures;
 #[path = "pulls/images.rs"]
 mod images;
 #[path = "pulls/logs.rs"]

@@ -51,12 +51,12 @@ pub fn run() -> ExitCode {
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the one place where errors are told")]
+/// The one place where errors are told.
 fn tell(error: &CliError) {
-    eprintln!("hoist: {error}");
-    if let Some(advice) = error.advice() {
-        eprintln!("  {advice}");
-    }
+    let advice = error.advice().map_or(String::new(), |advice| format!("  {advice}\n"));
+    let text = format!("hoist: {}\n{advice}", error.to_string().trim_end());
+    // Whoever closed standard error does not want to hear it; the exit code says it all the same.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {

@@ -332,7 +332,7 @@ impl Config {
     /// The file cannot be read, or has mistakes.
     pub fn load(named: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
         let named = named.or(environment.config.as_deref());
-        let path = named.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+        let path = Self::path(named, environment);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -340,5 +340,10 @@ impl Config {
         };
         let defaults = Self::defaults(environment.cores, environment);
         Self::parse(&text, defaults).map_err(|mistakes| ConfigError::Mistakes { path, mistakes })
+    }
+
+    /// The file that [`Self::load`] reads.
+    pub fn path(named: Option<&Path>, environment: &Environment) -> PathBuf {
+        named.or(environment.config.as_deref()).unwrap_or(Path::new(DEFAULT_PATH)).to_owned()
     }
 }

@@ -30,6 +30,7 @@ mod wiring;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -56,7 +57,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     if flags.check {
-        say("hoistd: the configuration is right");
+        say(&checked(&Config::path(flags.config.as_deref(), &environment)));
         return ExitCode::SUCCESS;
     }
     match live(&flags, config, environment) {
@@ -67,6 +68,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             say(&format!("hoistd: {error}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What was found right; none is needed, and a name with a slip in it must not pass for one.
+fn checked(path: &Path) -> String {
+    let shown = path.display();
+    match path.exists() {
+        true => format!("hoistd: {shown}: the configuration is right"),
+        false => format!("hoistd: there is no {shown}: the defaults hold, and they are right"),
     }
 }
 

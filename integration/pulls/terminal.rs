@@ -149,6 +149,7 @@ async fn a_pull_draws_a_bar_for_each_layer_and_clears_them() {
         let seen = &terminal.seen;
         assert!(seen.matches(HIDE).count() <= seen.matches(SHOW).count(), "{seen:?}");
         assert_eq!(std::fs::read_dir(&to).map_or(0, Iterator::count), 0, "nothing is left");
+        assert!(!to.exists(), "nor the directory that was made for it");
         // A rate that no clock of ours could measure: what was drawn at first once.
         assert!(!seen.contains("GB/s") && !seen.contains("TB/s"), "{seen:?}");
     })
@@ -177,6 +178,40 @@ async fn a_pull_that_is_done_leaves_its_summary_alone() {
         let [out, err] = [output.stdout, output.stderr].map(|b| String::from_utf8(b).unwrap());
         assert!(output.status.success(), "{err}");
         assert!(!(out + &err).contains('\x1b'));
+    })
+    .await;
+}
+
+/// A line every five seconds, for logs and for those who wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_without_a_terminal_writes_a_line_now_and_then() {
+    // Seven seconds of it.
+    let (_server, image) = two_layers(5_600_000, 800_000).await;
+    blocking(move || {
+        let (_home, config, to) = without_daemon();
+        let pull = |more: &[&str]| {
+            let mut hoist = Command::new(env!("CARGO_BIN_EXE_hoist"));
+            hoist.arg("--config").arg(&config).args(["pull", &image, "--to"]).arg(&to).args(more);
+            let output = hoist.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            std::fs::remove_dir_all(&to).unwrap();
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap())
+        };
+        let [out, err] = pull(&[]);
+        assert!(out.starts_with(&image) && out.contains(": done in"), "{out}");
+        assert!(!err.is_empty(), "nothing is said for seven seconds");
+        for line in err.lines() {
+            let told = line
+                .strip_prefix(&format!("{image}: 1 of 2 layers, "))
+                .unwrap_or_else(|| panic!("{line}"));
+            let (fetched, rest) =
+                told.split_once(" of 5.8 MB fetched, ").unwrap_or_else(|| panic!("{line}"));
+            assert!(fetched.ends_with(" MB") && rest.contains(" MB unpacked, "), "{line}");
+            assert!(rest.ends_with(" s") && line.is_ascii(), "{line}");
+        }
+        let [out, err] = pull(&["--quiet"]);
+        assert_eq!(err, "");
+        assert!(out.contains(": done in"), "{out}");
     })
     .await;
 }

@@ -13,15 +13,25 @@ use crate::model::Model;
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, \
                           4 not authorised, 5 network or registry not reachable, 130 interrupted.";
 
+/// Where a completion script goes; fish is told by its first word, the others look into directories.
+const COMPLETION_HELP: &str = "\
+Examples:
+  bash: hoist completion bash > /etc/bash_completion.d/hoist
+  zsh:  hoist completion zsh > /usr/local/share/zsh/site-functions/_hoist
+  fish: hoist completion fish > ~/.config/fish/completions/hoist.fish
+A new shell knows them then.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
 /// Lifts container images onto hosts.
 #[derive(Debug, Parser)]
 #[command(name = "hoist", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub(super) struct Arguments {
     /// The configuration; /etc/hoist/hoist.toml unless HOIST_CONFIG names another
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Options of every command")]
     pub(super) config: Option<PathBuf>,
     /// Where hoistd listens for hoist; from the configuration unless HOIST_CONTROL_SOCKET names another
-    #[arg(long, global = true, value_name = "SOCKET")]
+    #[arg(long, global = true, value_name = "SOCKET", help_heading = "Options of every command")]
     pub(super) control_socket: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
@@ -52,8 +62,9 @@ pub(super) enum Command {
     },
     Calibrate(Calibrate),
     /// Print a completion script
+    #[command(after_help = COMPLETION_HELP)]
     Completion {
-        /// The shell
+        /// The shell that is to complete
         shell: clap_complete::Shell,
     },
 }
@@ -64,19 +75,19 @@ pub(super) enum Command {
 /// applied. With --snapshots, a running hoistd pulls the layers into its store, and a pull through
 /// containerd that follows finds them there.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = EXIT_CODES, group = clap::ArgGroup::new("into").required(true))]
 pub(super) struct Pull {
     /// The image, with its registry: registry.example/repository:tag or …@sha256:…
     pub(super) image: String,
     /// An empty or a new directory for the image's file system; needs no daemon
-    #[arg(long, value_name = "DIR", required_unless_present = "snapshots")]
+    #[arg(long, value_name = "DIR", group = "into")]
     pub(super) to: Option<PathBuf>,
-    /// Into the store of the hoistd that runs here
-    #[arg(long, conflicts_with = "to")]
+    /// Into the store of the hoistd that runs here, with its connections and its way to registries
+    #[arg(long, group = "into", conflicts_with_all = ["connections", "plain_http"])]
     pub(super) snapshots: bool,
     #[command(flatten)]
     pub(super) wanted: ImageArgs,
-    /// Connections at once
+    /// Connections at once, 1 to 256; fetch.connections_per_image of the configuration unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) connections: Option<u16>,
     /// No progress, only the summary
@@ -98,7 +109,7 @@ pub(super) struct Ls {
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(super) struct Inspect {
-    /// The image, with its registry
+    /// The image, with its registry: registry.example/repository:tag or …@sha256:…
     pub(super) image: String,
     #[command(flatten)]
     pub(super) wanted: ImageArgs,
@@ -142,7 +153,7 @@ pub(super) struct Convert {
     pub(super) target: Model,
     /// The rates of its hosts: a file (hoist calibrate writes one), or "even", "two-cores-gzip" or
     /// "two-cores-zstd"; two cores on a fast link unless given
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|NAME")]
     pub(super) profile: Option<String>,
     /// Leave the layers as they are and only compress them anew; their DiffIDs stay
     #[arg(long, conflicts_with_all = ["layers", "layer_sizes", "max_layer_size", "keep_base", "order", "dedupe"])]
@@ -151,8 +162,8 @@ pub(super) struct Convert {
     /// that it is still shared; what lies above is rewritten
     #[arg(long, value_name = "IMAGE")]
     pub(super) keep_base: Option<String>,
-    /// So many layers of equal compressed size instead of what the model says
-    #[arg(long, value_name = "N", conflicts_with_all = ["layer_sizes", "max_layer_size"])]
+    /// So many layers of equal compressed size, 1 to 127, instead of what the model says
+    #[arg(long, value_name = "N", value_parser = layers(), conflicts_with_all = ["layer_sizes", "max_layer_size"])]
     pub(super) layers: Option<usize>,
     /// Layers whose compressed sizes have these proportions, as 490MB,736MB,1474MB
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = super::convert::parse_size, conflicts_with = "max_layer_size")]
@@ -161,7 +172,7 @@ pub(super) struct Convert {
     #[arg(long, value_name = "SIZE", value_parser = super::convert::parse_size)]
     pub(super) max_layer_size: Option<u64>,
     /// How layers are compressed
-    #[arg(long, value_enum, default_value_t = Compress::Zstd)]
+    #[arg(long, value_name = "FORM", value_enum, default_value_t = Compress::Zstd)]
     pub(super) compression: Compress,
     /// The level: 1 to 22 for zstd (unless given, what the model says is fastest to ready: 3, or 19 over a
     /// slow link), 1 to 9 for gzip (6 unless given)
@@ -171,7 +182,7 @@ pub(super) struct Convert {
     /// extended attributes, outside of /etc and /var; content: the time may differ, the first one's
     /// counts. A container sees a higher link count; one that writes to such a file writes to a copy
     /// of its own for one name (overlayfs breaks the link)
-    #[arg(long, value_enum, default_value_t = Links::Strict)]
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Links::Strict)]
     pub(super) dedupe: Links,
     /// Paths that come first in their layers, one a line
     #[arg(long, value_name = "FILE")]
@@ -182,7 +193,7 @@ pub(super) struct Convert {
     /// Do not read the result again to compare it with the source
     #[arg(long)]
     pub(super) no_verify: bool,
-    /// Threads; one for each core unless given
+    /// Threads, 1 to 256; one for each core unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: Option<u16>,
     /// Where a result for a registry waits until it is whole; it needs room for two compressed copies.
@@ -259,7 +270,7 @@ pub(super) struct Analyze {
     pub(super) target: Model,
     /// The rates of its hosts: a file, or "even", "two-cores-gzip" or "two-cores-zstd"; two cores on a
     /// fast link unless given
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|NAME")]
     pub(super) profile: Option<String>,
     #[command(flatten)]
     pub(super) wanted: ImageArgs,
@@ -294,15 +305,16 @@ pub(super) enum Links {
 
 /// Compare the final file systems of two images
 ///
-/// Both may be named in every way that `hoist convert` can read.
+/// A line is printed for every path that is in one of them only or not the same in both, and what is
+/// not the same about it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit codes: 0 the same, 1 different, 2 and above as with other commands, 2 for what is 1 there."
 )]
 pub(super) struct Diff {
-    /// An image
+    /// An image, named in any way that hoist convert can read
     pub(super) first: String,
-    /// Another
+    /// Another one
     pub(super) second: String,
     #[command(flatten)]
     pub(super) wanted: ImageArgs,
@@ -375,6 +387,12 @@ pub(super) struct Calibrate {
     pub(super) output: Option<PathBuf>,
     #[command(flatten)]
     pub(super) wanted: ImageArgs,
+}
+
+/// As many layers as overlayfs stacks.
+fn layers() -> impl clap::builder::TypedValueParser<Value = usize> {
+    let most = crate::convert::LAYERS_MOST as u64;
+    clap::builder::RangedU64ValueParser::<usize>::new().range(1..=most)
 }
 
 /// The names of those who pull.

@@ -11,7 +11,7 @@ use super::args::{Compress, ContainerdArgs, Convert, Diff, Links, RegistryArgs};
 use super::error::CliError;
 use super::progress::TICK;
 use super::simulate;
-use super::table::{bytes, seconds, short, table, text};
+use super::table::{bytes, counted, seconds, short, table, text};
 use super::{print, print_json};
 use crate::archive::LayerPath;
 use crate::config::{Config, Environment};
@@ -88,9 +88,12 @@ fn options(args: &Convert, environment: &Environment) -> Result<Options, CliErro
     let (compression, levels, range) = match args.compression {
         Compress::Zstd => (Compression::Zstd, 1..=22, "1 to 22"),
         Compress::Gzip => (Compression::Gzip, 1..=9, "1 to 9"),
-        Compress::None => (Compression::None, 0..=0, "none"),
+        Compress::None => (Compression::None, 0..=0, ""),
     };
     let level = args.level.unwrap_or_else(|| puller.level(compression, USUAL_BYTES));
+    if let (Compress::None, Some(level)) = (args.compression, args.level) {
+        return Err(CliError::LevelOfNothing(level));
+    }
     if !levels.contains(&level) {
         return Err(CliError::Level { level, format: compression.as_str(), range });
     }
@@ -212,10 +215,10 @@ fn shown(args: &Convert, outcome: &Outcome, took: f64) -> String {
         let after: u64 = image.layers.iter().map(|layer| layer.size).sum();
         let platform = image.platform.as_ref().map(|p| format!(" for {p}")).unwrap_or_default();
         out += &format!(
-            "{}{platform}: {} entries, {} layers of {} before, {} of {} now\n  {} hidden by later layers dropped, {} made hard links\n\n",
+            "{}{platform}: {} entries, {} of {} before, {} of {} now\n  {} hidden by later layers dropped, {} made hard links\n\n",
             args.source,
             image.entries,
-            image.source_layers,
+            counted(image.source_layers, "layer"),
             bytes(image.source_bytes),
             image.layers.len(),
             bytes(after),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tonic::Code;
+
 use crate::calibrate::CalibrateError;
 use crate::config::ConfigError;
 use crate::containerd::ContainerdError;
@@ -13,6 +15,7 @@ use crate::model::ProfileError;
 use crate::pull::PullError;
 use crate::pull::trees::StoreError;
 use crate::registry::RegistryError;
+use crate::timeline::figures::counted;
 use crate::unpack::UnpackError;
 
 /// Why a command failed.
@@ -36,17 +39,19 @@ pub(super) enum CliError {
     Install(#[from] InstallError),
     #[error("nobody can be asked here: standard input is no terminal")]
     NobodyToAsk,
-    #[error("{}: {source}", file.display())]
+    #[error("cannot read the list of paths {}: {source}", file.display())]
     Order { file: PathBuf, source: std::io::Error },
-    #[error("level {level} is none of {format}'s: it has {range}")]
+    #[error("{format} has no level {level}: its levels are {range}")]
     Level { level: i32, format: &'static str, range: &'static str },
+    #[error("--level {0} says how hard to compress, and --compression none not to compress")]
+    LevelOfNothing(i32),
     #[error(transparent)]
     Calibrate(#[from] CalibrateError),
     #[error("the image has no layer that could be measured with")]
     NoLayer,
     #[error("comparing: {0}")]
     Diff(ConvertError),
-    #[error("the images differ in {0} places")]
+    #[error("the images differ in {}", counted(*.0, "place"))]
     Different(usize),
     #[error("merging the layers into {}: {source}", dest.display())]
     Merge { dest: PathBuf, source: UnpackError },
@@ -54,6 +59,8 @@ pub(super) enum CliError {
     NoDaemon { socket: PathBuf, reason: String },
     #[error("hoistd: {0}")]
     Daemon(String),
+    #[error("hoistd: {text}")]
+    Refused { code: tonic::Code, text: String },
     #[error("hoistd knows no pull {0}")]
     NoSuchPull(u64),
     #[error("cannot write {}: {source}", path.display())]
@@ -62,7 +69,7 @@ pub(super) enum CliError {
     ReadProfile { path: PathBuf, source: std::io::Error },
     #[error("the profile {}: {source}", path.display())]
     Profile { path: PathBuf, source: ProfileError },
-    #[error("{0} of the checks found something wrong")]
+    #[error("{} found something wrong", counted(*.0, "check"))]
     Unwell(usize),
     #[error("the terminal cannot be used: {0}")]
     Terminal(std::io::Error),
@@ -80,7 +87,9 @@ impl CliError {
             | Self::Platform(_)
             | Self::ReadProfile { .. }
             | Self::Profile { .. }
+            | Self::Order { .. }
             | Self::Level { .. }
+            | Self::LevelOfNothing(_)
             | Self::NobodyToAsk
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
@@ -89,6 +98,10 @@ impl CliError {
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
             Self::NoDaemon { .. } | Self::Calibrate(CalibrateError::Fetch { .. }) => 5,
+            Self::Refused { code: Code::InvalidArgument, .. } => 2,
+            Self::Refused { code: Code::NotFound, .. } => 3,
+            Self::Refused { code: Code::Unauthenticated, .. } => 4,
+            Self::Refused { code: Code::Unavailable, .. } => 5,
             Self::Interrupted => 130,
             _ => 1,
         }
@@ -111,6 +124,10 @@ impl CliError {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")
             }
             Self::NobodyToAsk => Some("Pass --yes to write it, or --dry-run to see it only."),
+            Self::Pull(PullError::Reference { .. }) => Some(AN_IMAGE),
+            Self::Pull(PullError::Registry { source, .. }) => registry_advice(source),
+            Self::Registry(source) => registry_advice(source),
+            Self::Convert(ConvertError::Registry(source)) => registry_advice(source),
             Self::Pull(error) if error.is_integrity() => Some(
                 "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",
             ),
@@ -120,6 +137,17 @@ impl CliError {
             _ => None,
         }
     }
+}
+
+/// How an image is named.
+pub(super) const AN_IMAGE: &str = "An image is named registry.example/repository:tag or registry.example/repository@sha256:…, in small letters \
+     and without https://.";
+
+fn registry_advice(error: &RegistryError) -> Option<&'static str> {
+    (registry_code(error) == 5).then_some(
+        "Is its name right, and can this host reach it? hoist doctor --image IMAGE looks at names, mirrors and credentials; \
+         --plain-http HOST is for a registry without TLS.",
+    )
 }
 
 /// Whether the system refused it for want of privileges (EPERM), however deep that is told.

@@ -35,8 +35,10 @@ const HELP: &str = "Exit codes: 0 done, or nothing to do, 1 failed or refused, 2
 #[derive(Debug, Subcommand)]
 enum What {
     /// Docker with containerd's image store; containerd learns of hoist too
+    #[command(after_help = HELP)]
     Docker(Docker),
     /// containerd, with what the kubelet, crictl and ctr pull
+    #[command(after_help = HELP)]
     Containerd(Containerd),
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::args::{Ls, Pull};
 use super::error::CliError;
 use super::progress::Progress;
-use super::table::{bytes, short, table, text};
+use super::table::{bytes, counted, short, table, text};
 use super::{print, print_json, summary};
 use crate::control::control_client::ControlClient;
 use crate::control::{ListTreesRequest, PullRequest, Tree};
@@ -30,7 +30,7 @@ pub(super) async fn connect(socket: &Path) -> Result<Client, CliError> {
 
 /// What hoistd said instead of an answer.
 pub(super) fn told(status: &tonic::Status) -> CliError {
-    CliError::Daemon(status.message().to_owned())
+    CliError::Refused { code: status.code(), text: status.message().to_owned() }
 }
 
 /// Reads a report.
@@ -61,7 +61,7 @@ pub(super) async fn ls(args: &Ls, socket: &Path) -> Result<(), CliError> {
         ]);
     }
     let total = bytes(trees.iter().map(|tree| tree.bytes).sum());
-    print(&format!("{}\n{} layers, {total}\n", text(&table), trees.len()))
+    print(&format!("{}\n{}, {total}\n", text(&table), counted(trees.len(), "layer")))
 }
 
 /// What a layer is on disk.
@@ -95,7 +95,9 @@ pub(super) async fn pull(args: &Pull, socket: &Path) -> Result<(), CliError> {
             last = Some(report);
         }
         if !message.error.is_empty() {
-            return Err(CliError::Daemon(message.error));
+            // The stream's own end tells what kind of failure it was.
+            let ended = stream.message().await;
+            return Err(ended.map_or_else(|s| told(&s), |_| CliError::Daemon(message.error)));
         }
         if message.done {
             progress.end();

@@ -34,19 +34,19 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 not
 /// Sizes come from a registry's manifest or by hand; rates from flags or a profile. The chart shows for
 /// each layer when it waits, is downloaded and is extracted.
 #[derive(Debug, clap::Args)]
-#[command(after_help = SIMULATE_HELP)]
+#[command(after_help = SIMULATE_HELP, group = clap::ArgGroup::new("of").required(true))]
 pub(super) struct Simulate {
     /// The image, with its registry; its manifest gives the layers' sizes
-    #[arg(required_unless_present = "layer_sizes", conflicts_with = "layer_sizes")]
+    #[arg(group = "of")]
     image: Option<String>,
     /// Compressed sizes of the layers in the order of the stack, as 490MB,736MB,1.4GiB
-    #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', group = "of")]
     layer_sizes: Vec<Size>,
     /// Who pulls; may be given several times [default: containerd, containerd-parallel and hoist]
     #[arg(long, value_name = "MODEL", value_delimiter = ',', value_parser = models())]
     model: Vec<Model>,
     /// Rates: a file (TOML or JSON), or "even", "two-cores-gzip" or "two-cores-zstd"; flags come before it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE|NAME")]
     profile: Option<String>,
     /// The link, all connections together [default: 225MB/s]
     #[arg(long, value_name = "RATE")]

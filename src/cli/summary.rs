@@ -42,10 +42,10 @@ pub(super) fn whole(pull: &PullReport) -> String {
     if let PullState::Failed(reason) | PullState::FellBack(reason) = &pull.state {
         out += &format!("  {reason}\n");
     }
-    out.push('\n');
-    out += &layers(pull);
-    out.push('\n');
-    out += &phases(pull);
+    // A pull that failed at the manifest has none.
+    if !pull.layers.is_empty() {
+        out += &format!("\n{}\n{}", layers(pull), phases(pull));
+    }
     if let Some(judgement) = &pull.judgement {
         let bottleneck = judgement.bottleneck.words();
         out += &format!(
@@ -98,7 +98,7 @@ fn phases(pull: &PullReport) -> String {
         let to = reports.iter().map(|p| p.end_seconds).fold(0.0, f64::max);
         let amount = pull.bytes(phase);
         table.add_row([
-            phase.as_str().to_owned(),
+            phase.as_str().replace('_', " "),
             seconds(busy),
             seconds(from),
             seconds(to),

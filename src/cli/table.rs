@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-pub(super) use crate::timeline::figures::{bytes, rate, seconds, short};
+pub(super) use crate::timeline::figures::{bytes, counted, rate, seconds, short};
 
 /// A table with a header and no lines, its columns from `right` on aligned to the right.
 pub(super) fn table(header: &[&str], right: usize) -> Table {

@@ -87,7 +87,9 @@ impl<'d, 't> Section<'d, 't> {
 
     /// The value of `key`, if it is there.
     pub(super) fn value(&mut self, key: &'static str) -> Option<Value<'d, 't>> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         let value = self.table?.get(key)?;
         Some(Value { document: self.document, key: self.path(key), value })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::application::State;
 use super::error::DaemonError;
@@ -17,7 +17,7 @@ use crate::control::{
     ListTreesResponse, PullProgress, PullRequest, ShowPullRequest, ShowPullResponse, Tree,
 };
 use crate::image::Platform;
-use crate::pull::Pulling;
+use crate::pull::{PullError, Pulling};
 use crate::timeline::PullReport;
 
 /// How often a pull's progress is sent: often enough for a bar that moves.
@@ -157,6 +157,17 @@ impl Control for ControlService {
     }
 }
 
+/// The kind of a failure that a caller can tell others by.
+fn code(error: &PullError) -> Code {
+    match error {
+        PullError::Reference { .. } | PullError::Manifest { .. } => Code::InvalidArgument,
+        PullError::Registry { source, .. } if source.is_not_found() => Code::NotFound,
+        PullError::Registry { source, .. } if source.is_unauthorized() => Code::Unauthenticated,
+        PullError::Registry { .. } => Code::Unavailable,
+        _ => Code::Aborted,
+    }
+}
+
 /// Sends progress until the pull has ended. A client that goes away ends the pull, too: dropping
 /// `pulling` cancels it.
 async fn follow(state: Arc<State>, pulling: Pulling, sender: mpsc::Sender<Progress>) {
@@ -181,6 +192,10 @@ async fn follow(state: Arc<State>, pulling: Pulling, sender: mpsc::Sender<Progre
     let error = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
     // A client that has gone does not need to hear it.
     let _ = sender.send(Ok(progress(true, error))).await;
+    if let Err(error) = &ended {
+        // Its kind comes after the report, as the end of the stream.
+        let _ = sender.send(Err(Status::new(code(error), error.to_string()))).await;
+    }
     drop(sender);
     if let Ok(trees) = ended {
         // No snapshot refers to them yet: held until containerd pulls the image, or nobody does.

@@ -30,8 +30,8 @@ pub(super) struct Flags {
     /// Where to listen for hoist; next to --socket if that is given
     #[arg(long, value_name = "SOCKET")]
     control_socket: Option<PathBuf>,
-    /// Where to serve metrics ("IP:PORT" or "off"); off if --socket is given
-    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    /// Where to serve metrics and pages, instead of what the configuration says; off if --socket is given
+    #[arg(long, value_name = "IP:PORT|off", value_parser = address)]
     metrics: Option<Address>,
     /// Provide no layers: an ordinary overlay snapshotter
     #[arg(long)]
@@ -41,10 +41,12 @@ pub(super) struct Flags {
 #[derive(Clone, Copy, Debug)]
 struct Address(Option<std::net::SocketAddr>);
 
+const NO_ADDRESS: &str = "it is neither IP:PORT, as 127.0.0.1:9469, nor off";
+
 fn address(text: &str) -> Result<Address, String> {
     match text {
         "off" => Ok(Address(None)),
-        _ => text.parse().map(|a| Address(Some(a))).map_err(|_| "not \"IP:PORT\"".to_owned()),
+        _ => text.parse().map(|a| Address(Some(a))).map_err(|_| NO_ADDRESS.to_owned()),
     }
 }
 

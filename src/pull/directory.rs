@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,10 +21,15 @@ use crate::unpack::{self, UnpackError};
 /// The staging directory's name inside the destination.
 const STAGING: &str = ".hoist-pull";
 
+/// The way out where the destination is not one.
+const NAME_ANOTHER: &str = "name an empty or a new directory";
+
 /// Trees of one pull into a directory.
 #[derive(Debug)]
 pub struct DirectoryStore {
     dest: PathBuf,
+    /// Whether the destination was made for the pull.
+    is_new: bool,
     staging: PathBuf,
     next: AtomicI64,
     /// Those that are written, and those that are being written.
@@ -36,20 +42,24 @@ impl DirectoryStore {
     /// # Errors
     /// Where `dest` cannot be made, or has something in it: a pull never mixes with other files.
     pub fn new(dest: &Path) -> Result<Self, StoreError> {
-        let refused = |what: &str, error| failed(&format!("{what} {}", dest.display()), error);
-        fs::create_dir_all(dest).map_err(|e| refused("make the directory", e))?;
-        let mut entries = fs::read_dir(dest).map_err(|e| refused("read the directory", e))?;
-        if entries.next().is_some() {
-            let error = std::io::Error::new(
-                std::io::ErrorKind::DirectoryNotEmpty,
-                "it is not empty; name an empty or a new directory",
-            );
-            return Err(refused("pull into", error));
+        let doing = format!("cannot pull into {}", dest.display());
+        let refused = |error| failed(&doing, error);
+        let wrong = |kind, what: &str| {
+            Err(failed(&doing, std::io::Error::new(kind, format!("it {what}; {NAME_ANOTHER}"))))
+        };
+        let is_new = match fs::symlink_metadata(dest) {
+            Ok(_) if !dest.is_dir() => return wrong(ErrorKind::NotADirectory, "is no directory"),
+            found => found.is_err(),
+        };
+        fs::create_dir_all(dest).map_err(refused)?;
+        if fs::read_dir(dest).map_err(refused)?.next().is_some() {
+            return wrong(ErrorKind::DirectoryNotEmpty, "is not empty");
         }
         let staging = dest.join(STAGING);
-        fs::create_dir(&staging).map_err(|e| refused("make a staging directory in", e))?;
+        fs::create_dir(&staging).map_err(refused)?;
         Ok(Self {
             dest: dest.to_owned(),
+            is_new,
             staging,
             next: AtomicI64::new(1),
             trees: Mutex::default(),
@@ -79,6 +89,10 @@ impl Drop for DirectoryStore {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.staging) {
             tracing::warn!(path = %self.staging.display(), %error, "could not remove the staging directory");
+        }
+        if self.is_new {
+            // Only one that nothing was merged into is empty; any other stays.
+            let _ = fs::remove_dir(&self.dest);
         }
     }
 }

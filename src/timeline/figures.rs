@@ -44,6 +44,11 @@ pub fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
+/// So many of them: 1 layer, 2 layers.
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// The first twelve digits of a digest, as docker shows them.
 pub fn short(digest: &impl std::fmt::Display) -> String {
     let text = digest.to_string();

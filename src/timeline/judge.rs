@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::path::{self, Segment, Step};
-use super::{LayerReport, MachineReport, Phase, PullReport, Stall, advice};
+use super::{LayerReport, MachineReport, Phase, PullReport, PullState, Stall, advice};
 
 /// What held a pull up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -117,6 +117,10 @@ pub(super) struct Blame {
 
 /// What the bottleneck was; `None` for a pull that has not done anything yet.
 pub fn judge(report: &PullReport) -> Option<Judgement> {
+    // What failed before there was a layer was not slow; the reason says it all.
+    if matches!(report.state, PullState::Failed(_)) && report.layers.is_empty() {
+        return None;
+    }
     let path = path::critical(report);
     let mut blames: [Blame; Bottleneck::ALL.len()] = Default::default();
     for segment in &path {

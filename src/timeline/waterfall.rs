@@ -11,7 +11,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::{bytes, seconds, short};
+use super::figures::{bytes, counted, seconds, short};
 use super::path::{self, Segment, Step};
 use super::{LayerReport, LayerState, Phase, PullReport, PullState};
 
@@ -75,6 +75,10 @@ pub fn text(report: &PullReport, style: Style) -> String {
     let mut out = canvas.bold(&printable(&report.image));
     out.push_str(&printable(&headline(report)));
     out.push_str("\n\n");
+    // Nothing to draw: it failed at the manifest.
+    if report.layers.is_empty() && report.resolve_seconds.is_none() {
+        return out.trim_end().to_owned() + "\n" + &sentences(report, &canvas);
+    }
     canvas.scale(&mut out);
     if let Some(resolved) = report.resolve_seconds {
         canvas.line(
@@ -119,13 +123,12 @@ pub fn headline(report: &PullReport) -> String {
         _ => String::new(),
     };
     format!(
-        "  pull {}  {} after {}, {} in {} {}{reason}",
+        "  pull {}  {} after {}, {} in {}{reason}",
         report.id,
         report.state.as_str(),
         seconds(report.seconds),
         bytes(report.size()),
-        report.layers.len(),
-        if report.layers.len() == 1 { "layer" } else { "layers" },
+        counted(report.layers.len(), "layer"),
     )
 }
 

@@ -57,7 +57,15 @@ async fn hoistd(config: &Config) -> (Check, Option<InfoResponse>) {
         "start it: systemctl enable --now hoistd; journalctl -u hoistd says why it does not";
     let info = match answer {
         Ok(Ok(info)) => info.into_inner(),
-        Ok(Err(error)) => return (Check::wrong(NAME, error.to_string(), start), None),
+        Ok(Err(error)) => {
+            let refused = error.to_string().contains("Permission denied");
+            let fix = if refused {
+                "run hoist doctor as root: hoistd answers to nobody else"
+            } else {
+                start
+            };
+            return (Check::wrong(NAME, error.to_string(), fix), None);
+        }
         Err(_) => return (Check::wrong(NAME, "no answer for 10 s", start), None),
     };
     (same(&info, &config.root), Some(info))

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Check;
+use crate::cli::error::AN_IMAGE;
 use crate::config::Config;
 use crate::image::Platform;
-use crate::pull::{self, Start};
+use crate::pull::{self, PullError, Start};
 use crate::registry::Registry;
 
 /// How long a registry may take, retries included.
@@ -158,11 +159,15 @@ async fn answer(registry: &Registry, image: &str) -> Check {
                 Check::warning(NAME, format!("{found}, {left} of which hoist does not unpack"), fix)
             }
         }
-        Ok(Err(error)) => Check::wrong(
-            NAME,
-            error.to_string(),
-            "docker login, registry.docker_config, hosts.toml or the network, by what it says",
-        ),
+        Ok(Err(error)) => {
+            let fix = match &error {
+                PullError::Reference { .. } => AN_IMAGE,
+                _ => {
+                    "docker login, registry.docker_config, hosts.toml or the network, by what it says"
+                }
+            };
+            Check::wrong(NAME, error.to_string(), fix)
+        }
         Err(_) => Check::wrong(
             NAME,
             format!("{image}: no answer in a minute"),
