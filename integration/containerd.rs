@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 use harness::containerd::{NAMESPACE, REFERENCE, eventually};
 use harness::{Containerd, Generation, Hoistd, House, Registry, must, skipped};
 
+#[path = "containerd/bake.rs"]
+mod bake;
 #[path = "containerd/depth.rs"]
 mod depth;
 #[path = "containerd/images.rs"]

@@ -15,7 +15,7 @@ use super::{Bench, bench};
 
 impl Bench {
     /// `hoist`, about this containerd.
-    fn hoist(&self, arguments: &[&str]) -> Command {
+    pub(super) fn hoist(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
         command.arg("--config").arg(self.hoistd.config()).args(arguments);
         command.env("CONTAINERD_ADDRESS", self.containerd.socket());
@@ -23,12 +23,12 @@ impl Bench {
         command
     }
 
-    fn hoist_ends(&self, arguments: &[&str]) -> Output {
+    pub(super) fn hoist_ends(&self, arguments: &[&str]) -> Output {
         self.hoist(arguments).output().unwrap()
     }
 
     /// The JSON that a command prints.
-    fn told(&self, arguments: &[&str]) -> Value {
+    pub(super) fn told(&self, arguments: &[&str]) -> Value {
         let output = self.hoist_ends(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {errors}\n{}", self.hoistd.log());
@@ -41,7 +41,7 @@ impl Bench {
         images.map(|pin| pin["image"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn knows(&self, image: &str) -> bool {
+    pub(super) fn knows(&self, image: &str) -> bool {
         let list = self.containerd.ctr(NAMESPACE, &["image", "ls", "-q"]);
         list.lines().any(|name| name == image)
     }
@@ -52,7 +52,7 @@ fn states(report: &Value) -> Vec<&str> {
     layers.map(|layer| layer["state"]["is"].as_str().unwrap()).collect()
 }
 
-const RELEASE: &[&str] = &["cat", "/etc/debian_version"];
+pub(super) const RELEASE: &[&str] = &["cat", "/etc/debian_version"];
 
 /// The registry is gone, hoistd was killed and started again, and a container starts. Then it is let go.
 fn a_prefetched_image_needs_no_registry(generation: Generation) {
@@ -65,7 +65,7 @@ fn a_prefetched_image_needs_no_registry(generation: Generation) {
     assert_eq!(states(&reports[0]), ["done"; 4], "{reports}");
     assert_eq!(bench.hoistd.trees(), 4);
     bench.assert_not_downloaded(&image);
-    assert_eq!(bench.pinned(), [image.clone()]);
+    assert_eq!(bench.pinned(), std::slice::from_ref(&image));
 
     bench.house.registry.crash();
     bench.hoistd.crash_and_restart();

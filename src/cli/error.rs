@@ -10,6 +10,7 @@ use crate::convert::ConvertError;
 use crate::image::ManifestError;
 use crate::install::InstallError;
 use crate::layout::LayoutError;
+use crate::listing::ListingError;
 use crate::model::ProfileError;
 use crate::pull::PullError;
 use crate::pull::trees::StoreError;
@@ -59,6 +60,16 @@ pub(super) enum CliError {
     Prefetch { message: String, cause: Cause },
     #[error("{0}")]
     Usage(String),
+    #[error("nothing is baked here: {} cannot be read: {source}", path.display())]
+    NotBaked { path: PathBuf, source: std::io::Error },
+    #[error("{}: {reason}", path.display())]
+    Baked { path: PathBuf, reason: String },
+    #[error("of what was baked, {0} things are not as they were")]
+    Spoiled(usize),
+    #[error(transparent)]
+    Listing(#[from] ListingError),
+    #[error("hoistd, started for this, is not ready: {0}")]
+    OwnDaemon(String),
     #[error("hoistd knows no pull {0}")]
     NoSuchPull(u64),
     #[error("cannot write {}: {source}", path.display())]
@@ -91,7 +102,7 @@ impl CliError {
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
             Self::Diff(error) => convert_code(error).max(2),
-            Self::NoSuchPull(_) => 3,
+            Self::NoSuchPull(_) | Self::NotBaked { .. } => 3,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
             Self::Prefetch { cause, .. } => match cause {
@@ -122,6 +133,10 @@ impl CliError {
             Self::NoSuchPull(_) => {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")
             }
+            Self::NotBaked { .. } => Some("hoist bake IMAGE… bakes images, as root."),
+            Self::Spoiled(_) => Some(
+                "hoist bake --verify --repair mends it: from what is here where that is enough, else from the registry.",
+            ),
             Self::NobodyToAsk => Some("Pass --yes to write it, or --dry-run to see it only."),
             Self::Pull(error) if error.is_integrity() => Some(
                 "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",

@@ -30,14 +30,8 @@ pub(super) struct Prefetch {
     /// The images, with their registries
     #[arg(required_unless_present = "list", value_name = "IMAGE")]
     images: Vec<String>,
-    /// containerd's namespace: k8s.io for the kubelet, moby for Docker; CONTAINERD_NAMESPACE, or default
-    /// as with ctr and nerdctl, unless given
-    #[arg(long, short, value_name = "NAME")]
-    namespace: Option<String>,
-    /// containerd's socket; CONTAINERD_ADDRESS, or the one in hoistd's configuration (cri.containerd),
-    /// unless given
-    #[arg(long, value_name = "SOCKET")]
-    containerd_address: Option<PathBuf>,
+    #[command(flatten)]
+    into: Into,
     /// List the images that are pinned, of all namespaces
     #[arg(long, conflicts_with_all = ["images", "release", "keep", "platform"])]
     list: bool,
@@ -68,14 +62,21 @@ pub(super) async fn prefetch(
     if args.list {
         return list(&mut client, args.json).await;
     }
-    let whose = Whose::of(args, environment);
+    let whose = Whose::of(&args.into, environment);
     if args.release {
         return release(&mut client, args, &whose).await;
     }
     let mut reports = Vec::new();
     let mut failed = None;
     for image in &args.images {
-        match one(&mut client, args, &whose, image).await {
+        let request = PrefetchRequest {
+            image: image.clone(),
+            platform: args.platform.clone().unwrap_or_default(),
+            namespace: whose.namespace.clone(),
+            containerd: whose.containerd.clone(),
+            keep_seconds: args.keep.map_or(0, |keep| keep.as_secs().max(1)),
+        };
+        match pull(&mut client, request, args.quiet || args.json).await {
             Ok(report) if args.json => reports.push(report),
             Ok(report) => print(&summary::whole(&report))?,
             // The others are wanted all the same; the first failure is what it ends with.
@@ -89,7 +90,7 @@ pub(super) async fn prefetch(
 }
 
 /// Keeps the first failure, which is told at the end; tells the others.
-fn tell_or_keep(first: Option<CliError>, error: CliError) -> CliError {
+pub(super) fn tell_or_keep(first: Option<CliError>, error: CliError) -> CliError {
     match first {
         None => error,
         Some(first) => {
@@ -100,16 +101,31 @@ fn tell_or_keep(first: Option<CliError>, error: CliError) -> CliError {
 }
 
 /// In which containerd, and whose images.
-struct Whose {
-    namespace: String,
-    containerd: String,
+pub(super) struct Whose {
+    pub(super) namespace: String,
+    /// Empty: the one that hoistd knows.
+    pub(super) containerd: String,
+}
+
+/// Where images are put.
+#[derive(Debug, Args)]
+pub(super) struct Into {
+    /// containerd's namespace: k8s.io for the kubelet, moby for Docker; CONTAINERD_NAMESPACE, or default
+    /// as with ctr and nerdctl, unless given
+    #[arg(long, short, value_name = "NAME")]
+    namespace: Option<String>,
+    /// containerd's socket; CONTAINERD_ADDRESS, or the one in hoistd's configuration (cri.containerd),
+    /// unless given
+    #[arg(long, value_name = "SOCKET")]
+    containerd_address: Option<PathBuf>,
 }
 
 impl Whose {
-    fn of(args: &Prefetch, environment: &Environment) -> Self {
-        let namespace = args.namespace.clone().or_else(|| environment.containerd_namespace.clone());
+    /// What the flags say, else the environment.
+    pub(super) fn of(into: &Into, environment: &Environment) -> Self {
+        let namespace = into.namespace.clone().or_else(|| environment.containerd_namespace.clone());
         let address =
-            args.containerd_address.clone().or_else(|| environment.containerd_address.clone());
+            into.containerd_address.clone().or_else(|| environment.containerd_address.clone());
         // Of this process's working directory, not of hoistd's.
         let address = address.map(|path| std::path::absolute(&path).unwrap_or(path));
         Self {
@@ -119,22 +135,15 @@ impl Whose {
     }
 }
 
-async fn one(
+/// Has hoistd prefetch one image, and shows how far it is.
+pub(super) async fn pull(
     client: &mut Client,
-    args: &Prefetch,
-    whose: &Whose,
-    image: &str,
+    request: PrefetchRequest,
+    quiet: bool,
 ) -> Result<PullReport, CliError> {
-    let request = PrefetchRequest {
-        image: image.to_owned(),
-        platform: args.platform.clone().unwrap_or_default(),
-        namespace: whose.namespace.clone(),
-        containerd: whose.containerd.clone(),
-        keep_seconds: args.keep.map_or(0, |keep| keep.as_secs().max(1)),
-    };
     let answer = client.prefetch(request).await.map_err(|status| refused(&status))?;
     let mut stream = answer.into_inner();
-    let mut progress = Progress::new(args.quiet || args.json);
+    let mut progress = Progress::new(quiet);
     while let Some(message) = stream.message().await.map_err(|status| told(&status))? {
         if !message.error.is_empty() {
             let cause = message.cause();
@@ -151,7 +160,7 @@ async fn one(
 }
 
 /// What hoistd said before it began.
-fn refused(status: &tonic::Status) -> CliError {
+pub(super) fn refused(status: &tonic::Status) -> CliError {
     let cause = match status.code() {
         tonic::Code::InvalidArgument => return CliError::Usage(status.message().to_owned()),
         tonic::Code::Unavailable => Cause::NotReachable,

@@ -15,14 +15,14 @@ use super::prefetch::{self, Order, Released};
 use super::progress::{self, json};
 use crate::control::control_server::{Control, ControlServer};
 use crate::control::{
-    InfoRequest, InfoResponse, ListPinsRequest, ListPinsResponse, ListPullsRequest,
-    ListPullsResponse, ListTreesRequest, ListTreesResponse, Pin as PinMessage, PrefetchRequest,
-    PullProgress, PullRequest, ReleaseRequest, ReleaseResponse, ShowPullRequest, ShowPullResponse,
-    Tree,
+    CheckPinRequest, CheckPinResponse, InfoRequest, InfoResponse, ListPinsRequest,
+    ListPinsResponse, ListPullsRequest, ListPullsResponse, ListTreesRequest, ListTreesResponse,
+    Pin as PinMessage, PinnedLayer as PinnedLayerMessage, PrefetchRequest, PullProgress,
+    PullRequest, ReleaseRequest, ReleaseResponse, ShowPullRequest, ShowPullResponse, Tree,
 };
 use crate::image::Platform;
 use crate::pull::{Puller, Pulling};
-use crate::snapshots::ImagePin;
+use crate::snapshots::{ImagePin, PinnedLayer};
 
 /// Answers `hoist`.
 pub(super) struct ControlService(Arc<State>);
@@ -174,6 +174,20 @@ impl Control for ControlService {
         let Released { removed, containers } = prefetch::release(&self.0, &place).await?;
         Ok(Response::new(ReleaseResponse { removed, containers }))
     }
+
+    async fn check_pin(
+        &self,
+        request: Request<CheckPinRequest>,
+    ) -> Result<Response<CheckPinResponse>, Status> {
+        let CheckPinRequest { image, namespace, containerd, restore } = request.into_inner();
+        let place = prefetch::place(&self.0, &image, &namespace, &containerd)?;
+        let was_there = prefetch::is_there(&self.0, &place).await?;
+        let restored = restore && !was_there;
+        if restored {
+            prefetch::restore(&self.0, &place).await?;
+        }
+        Ok(Response::new(CheckPinResponse { present: was_there || restored, restored }))
+    }
 }
 
 impl ControlService {
@@ -192,6 +206,11 @@ fn parse_platform(text: &str) -> Result<Option<Platform>, Status> {
     parsed.map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
+fn pinned_layer(layer: &PinnedLayer) -> PinnedLayerMessage {
+    let (diff_id, path) = (layer.diff_id.to_string(), layer.path.display().to_string());
+    PinnedLayerMessage { diff_id, tree: layer.tree.0, path }
+}
+
 fn message(pin: ImagePin) -> PinMessage {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     PinMessage {
@@ -201,6 +220,7 @@ fn message(pin: ImagePin) -> PinMessage {
         digest: pin.documents.first().map(|d| d.digest.to_string()).unwrap_or_default(),
         layers: u32::try_from(pin.layers.len()).unwrap_or(u32::MAX),
         bytes: pin.layers.iter().map(|layer| layer.bytes).sum(),
+        trees: pin.layers.iter().map(pinned_layer).collect(),
         pinned_at: seconds(pin.pinned_at),
         expires_at: pin.expires_at.map_or(0, seconds),
     }

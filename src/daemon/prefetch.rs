@@ -23,7 +23,7 @@ use super::progress::{self, Progress};
 use crate::containerd::put::Lease;
 use crate::containerd::{Address, Containerd, ContainerdError};
 use crate::image::{ImagePlan, ManifestError, NamedDocument, Platform};
-use crate::pull::trees::HeldTree;
+use crate::pull::trees::{HeldTree, TreeStore as _};
 use crate::pull::{self, PullError, Pulling};
 use crate::snapshots::{self, ImagePin, Place, Snapshots, Wanted};
 
@@ -134,7 +134,23 @@ async fn keep(
     trees: &[HeldTree],
     gone: impl Future<Output = ()>,
 ) -> Result<(), PrefetchError> {
-    let place = &order.place;
+    put(state, &order.place, containerd, documents, trees, gone).await?;
+    let pinned = pin(state, order, documents, trees).await;
+    if pinned.is_err() {
+        // All or nothing. What is there without a pin is told as a failure all the same.
+        let _ = containerd.remove(&order.place.image).await;
+    }
+    pinned
+}
+
+async fn put(
+    state: &State,
+    place: &Place,
+    containerd: &Containerd,
+    documents: &[NamedDocument],
+    trees: &[HeldTree],
+    gone: impl Future<Output = ()>,
+) -> Result<(), PrefetchError> {
     let refused = |source| PrefetchError::Containerd { image: place.image.clone(), source };
     let lease = containerd.lease().await.map_err(refused)?;
     let prepared = tokio::select! {
@@ -146,18 +162,10 @@ async fn keep(
         Ok(()) => containerd.name(&place.image, &documents[0]).await.map_err(refused),
         Err(error) => Err(error),
     };
-    let pinned = match named {
-        Ok(()) => pin(state, order, documents, trees).await,
-        Err(error) => Err(error),
-    };
-    if matches!(pinned, Err(PrefetchError::Store(_))) {
-        // All or nothing. What is there without a pin is told as a failure all the same.
-        let _ = containerd.remove(&place.image).await;
-    }
     if let Err(error) = lease.end().await {
         tracing::warn!(%error, "a lease stays for an hour at most");
     }
-    pinned
+    named
 }
 
 /// All of it but the name.
@@ -170,8 +178,7 @@ async fn prepare(
 ) -> Result<(), PrefetchError> {
     let image = || place.image.clone();
     let refused = |source| PrefetchError::Containerd { image: image(), source };
-    let plan = ImagePlan::of_documents(documents)
-        .map_err(|source| PrefetchError::Documents { image: image(), source })?;
+    let plan = plan_of(place, documents)?;
     let reference = pull::parse_reference(&place.image)?;
     let source = (reference.registry(), reference.repository());
     lease.documents(documents, &plan, source).await.map_err(refused)?;
@@ -223,6 +230,42 @@ pub(super) async fn pins(state: &State) -> Result<Vec<ImagePin>, PrefetchError> 
     blocking(state, Snapshots::image_pins).await
 }
 
+async fn pin_in(state: &State, place: &Place) -> Result<ImagePin, PrefetchError> {
+    let pin = pins(state).await?.into_iter().find(|pin| pin.place == *place);
+    pin.ok_or_else(|| PrefetchError::NotPinned(place.image.clone()))
+}
+
+/// Whether a pinned image is in containerd, as it was pinned.
+pub(super) async fn is_there(state: &State, place: &Place) -> Result<bool, PrefetchError> {
+    let ImagePin { documents, .. } = pin_in(state, place).await?;
+    let plan = plan_of(place, &documents)?;
+    let containerd = connect(place).await.map_err(PrefetchError::Connect)?;
+    let target = documents[0].digest;
+    containerd.has(&place.image, &plan, target).await.map_err(PrefetchError::Connect)
+}
+
+/// Puts a pinned image into containerd again; its registry is not asked.
+pub(super) async fn restore(state: &State, place: &Place) -> Result<(), PrefetchError> {
+    let ImagePin { documents, layers, .. } = pin_in(state, place).await?;
+    let containerd = connect(place).await.map_err(PrefetchError::Connect)?;
+    let store = Arc::clone(&state.engine.snapshots);
+    let held = blocking(state, move |_| {
+        let held = layers.iter().map(|layer| {
+            let found = store.find(layer.diff_id).unwrap_or_default();
+            let tree = found.into_iter().find(|tree| tree.id == layer.tree);
+            let swept = || snapshots::Error::Swept { tree: layer.tree };
+            HeldTree::pin(&*store, tree.ok_or_else(swept)?).map_err(|_| swept())
+        });
+        held.collect::<Result<Vec<_>, _>>()
+    });
+    put(state, place, &containerd, &documents, &held.await?, std::future::pending()).await
+}
+
+fn plan_of(place: &Place, documents: &[NamedDocument]) -> Result<ImagePlan, PrefetchError> {
+    let image = place.image.clone();
+    ImagePlan::of_documents(documents).map_err(|source| PrefetchError::Documents { image, source })
+}
+
 /// What became of a release.
 pub(super) struct Released {
     /// It is not in containerd any more.
@@ -234,9 +277,7 @@ pub(super) struct Released {
 /// Lets an image go: the pin on its layers, the mark on its name, and the name itself where a prefetch
 /// put it there and no container uses it.
 pub(super) async fn release(state: &State, place: &Place) -> Result<Released, PrefetchError> {
-    let pins = pins(state).await?;
-    let pin = pins.into_iter().find(|pin| pin.place == *place);
-    let pin = pin.ok_or_else(|| PrefetchError::NotPinned(place.image.clone()))?;
+    let pin = pin_in(state, place).await?;
     let released = match connect(place).await {
         Ok(containerd) => let_go(&containerd, &pin).await.map_err(PrefetchError::Connect)?,
         // It has been taken off this host, and its images with it.
