@@ -12,12 +12,16 @@ use std::time::{Duration, SystemTime};
 use harness::containerd::{NAMESPACE, REFERENCE, eventually};
 use harness::{Containerd, Generation, Hoistd, House, Registry, must, prepare, skipped};
 
+#[path = "containerd/bake.rs"]
+mod bake;
 #[path = "containerd/depth.rs"]
 mod depth;
 #[path = "containerd/images.rs"]
 mod images;
 #[path = "containerd/keychain.rs"]
 mod keychain;
+#[path = "containerd/prefetch.rs"]
+mod prefetch;
 
 /// The forms of an image's layers, and what hoist makes of them.
 const FORMS: [(&str, &str); 5] = [

@@ -6,6 +6,7 @@
 
 mod analyze;
 mod args;
+mod bake;
 mod calibrate;
 mod chart;
 mod convert;
@@ -15,6 +16,7 @@ mod error;
 mod inspect;
 mod install;
 mod man;
+mod prefetch;
 mod progress;
 mod pulls;
 mod remote;
@@ -104,6 +106,11 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Install(args) => install::install(args, &load()?),
         Command::Uninstall(args) => install::uninstall(args, &load()?),
+        Command::Prefetch(args) => prefetch::prefetch(&args, &socket()?, &environment).await,
+        Command::Bake(args) => {
+            let given = control_socket.clone().or_else(|| environment.control_socket.clone());
+            bake::bake(&args, config.as_deref(), given, &environment).await
+        }
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,

@@ -19,9 +19,10 @@
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`install`] | what hoist changes in Docker's and containerd's configuration: planned, written, taken back |
 //! | 1 | [`registry`] | requests: resolve, ranged GET, push; auth, credentials, hosts and mirrors |
-//! | 1 | [`containerd`] | images that containerd has, by its API |
+//! | 1 | [`containerd`] | images that containerd has, by its API; images that are put there |
 //! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
+//! | 2 | [`listing`] | what stands in a directory, noted and compared |
 //! | 2 | [`otlp`] | pulls as traces, for a collector of OpenTelemetry |
 //! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata; or into an image |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
@@ -47,6 +48,7 @@ pub mod hashing;
 pub mod image;
 pub mod install;
 pub mod layout;
+pub mod listing;
 pub mod metrics;
 pub mod model;
 pub mod otlp;

@@ -7,10 +7,12 @@ use tonic::Code;
 use crate::calibrate::CalibrateError;
 use crate::config::ConfigError;
 use crate::containerd::ContainerdError;
+use crate::control::Cause;
 use crate::convert::ConvertError;
 use crate::image::ManifestError;
 use crate::install::InstallError;
 use crate::layout::LayoutError;
+use crate::listing::ListingError;
 use crate::model::ProfileError;
 use crate::pull::PullError;
 use crate::pull::trees::StoreError;
@@ -61,6 +63,20 @@ pub(super) enum CliError {
     Daemon(String),
     #[error("hoistd: {text}")]
     Refused { code: tonic::Code, text: String },
+    #[error("{message}")]
+    Prefetch { message: String, cause: Cause },
+    #[error("{0}")]
+    Usage(String),
+    #[error("nothing is baked here: {} cannot be read: {source}", path.display())]
+    NotBaked { path: PathBuf, source: std::io::Error },
+    #[error("{}: {reason}", path.display())]
+    Baked { path: PathBuf, reason: String },
+    #[error("of what was baked, {0} things are not as they were")]
+    Spoiled(usize),
+    #[error(transparent)]
+    Listing(#[from] ListingError),
+    #[error("hoistd, started for this, is not ready: {0}")]
+    OwnDaemon(String),
     #[error("hoistd knows no pull {0}")]
     NoSuchPull(u64),
     #[error("cannot write {}: {source}", path.display())]
@@ -91,12 +107,19 @@ impl CliError {
             | Self::Level { .. }
             | Self::LevelOfNothing(_)
             | Self::NobodyToAsk
+            | Self::Usage(_)
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
             Self::Diff(error) => convert_code(error).max(2),
-            Self::NoSuchPull(_) => 3,
+            Self::NoSuchPull(_) | Self::NotBaked { .. } => 3,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
+            Self::Prefetch { cause, .. } => match cause {
+                Cause::Other => 1,
+                Cause::NotFound => 3,
+                Cause::NotAuthorised => 4,
+                Cause::NotReachable => 5,
+            },
             Self::NoDaemon { .. } | Self::Calibrate(CalibrateError::Fetch { .. }) => 5,
             Self::Refused { code: Code::InvalidArgument, .. } => 2,
             Self::Refused { code: Code::NotFound, .. } => 3,
@@ -123,6 +146,10 @@ impl CliError {
             Self::NoSuchPull(_) => {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")
             }
+            Self::NotBaked { .. } => Some("hoist bake IMAGE… bakes images, as root."),
+            Self::Spoiled(_) => Some(
+                "hoist bake --verify --repair mends it: from what is here where that is enough, else from the registry.",
+            ),
             Self::NobodyToAsk => Some("Pass --yes to write it, or --dry-run to see it only."),
             Self::Pull(PullError::Reference { .. }) => Some(AN_IMAGE),
             Self::Pull(PullError::Registry { source, .. }) => registry_advice(source),

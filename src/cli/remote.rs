@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use tonic::Code;
+
 use super::args::{Ls, Pull};
 use super::error::CliError;
 use super::progress::Progress;
 use super::table::{bytes, counted, short, table, text};
 use super::{print, print_json, summary};
 use crate::control::control_client::ControlClient;
-use crate::control::{ListTreesRequest, PullRequest, Tree};
+use crate::control::{Cause, ListTreesRequest, PullRequest, Tree};
 use crate::timeline::PullReport;
 
 pub(super) type Client = ControlClient<tonic::transport::Channel>;
@@ -95,9 +97,13 @@ pub(super) async fn pull(args: &Pull, socket: &Path) -> Result<(), CliError> {
             last = Some(report);
         }
         if !message.error.is_empty() {
-            // The stream's own end tells what kind of failure it was.
-            let ended = stream.message().await;
-            return Err(ended.map_or_else(|s| told(&s), |_| CliError::Daemon(message.error)));
+            let code = match message.cause() {
+                Cause::Other => Code::Aborted,
+                Cause::NotFound => Code::NotFound,
+                Cause::NotAuthorised => Code::Unauthenticated,
+                Cause::NotReachable => Code::Unavailable,
+            };
+            return Err(CliError::Refused { code, text: message.error });
         }
         if message.done {
             progress.end();

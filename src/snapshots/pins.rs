@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Snapshots;
 use super::error::Error;
+use super::layout::Layout;
 use super::records::{nanoseconds, time_of};
 use super::treestore::PUBLISHED;
 use crate::image::{BlobDigest, DiffId, NamedDocument};
@@ -33,6 +34,8 @@ pub struct Place {
 pub struct PinnedLayer {
     /// Where it is kept.
     pub tree: TreeId,
+    /// Its root directory.
+    pub path: PathBuf,
     /// What it is.
     pub diff_id: DiffId,
     /// What it occupies, in bytes.
@@ -69,7 +72,7 @@ impl Snapshots {
     ) -> Result<(), Error> {
         self.sync()?;
         let before = self.database.write(|db| -> Result<_, Error> {
-            let before = remove(db, place)?;
+            let before = remove(db, place, &self.layout)?;
             let sql = "
                 INSERT INTO pins (containerd, namespace, image, pinned_at, expires_at)
                 VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -118,7 +121,7 @@ impl Snapshots {
                         image: row.get(3)?,
                     },
                     documents: documents(db, id)?,
-                    layers: layers(db, id)?,
+                    layers: layers(db, id, &self.layout)?,
                     pinned_at: time_of(row.get(4)?),
                     expires_at: row.get::<_, Option<i64>>(5)?.map(time_of),
                 });
@@ -133,7 +136,7 @@ impl Snapshots {
     /// # Errors
     /// [`Error::Database`].
     pub fn unpin_image(&self, place: &Place) -> Result<bool, Error> {
-        let trees = self.database.write(|db| remove(db, place))?;
+        let trees = self.database.write(|db| remove(db, place, &self.layout))?;
         let was_pinned = trees.is_some();
         self.abandon(trees.unwrap_or_default());
         Ok(was_pinned)
@@ -152,17 +155,17 @@ fn text(path: &Path) -> String {
 }
 
 /// Removes a pin and gives its trees; `None` where there is none.
-fn remove(db: &Connection, place: &Place) -> Result<Option<Vec<TreeId>>, Error> {
+fn remove(db: &Connection, place: &Place, layout: &Layout) -> Result<Option<Vec<TreeId>>, Error> {
     let sql = "SELECT id FROM pins WHERE containerd = ?1 AND namespace = ?2 AND image = ?3";
     let values = params![text(&place.containerd), place.namespace, place.image];
     let id: Option<i64> = db.prepare_cached(sql)?.query_row(values, |row| row.get(0)).optional()?;
     let Some(id) = id else { return Ok(None) };
-    let trees = layers(db, id)?.into_iter().map(|layer| layer.tree).collect();
+    let trees = layers(db, id, layout)?.into_iter().map(|layer| layer.tree).collect();
     db.prepare_cached("DELETE FROM pins WHERE id = ?1")?.execute([id])?;
     Ok(Some(trees))
 }
 
-fn layers(db: &Connection, pin: i64) -> Result<Vec<PinnedLayer>, Error> {
+fn layers(db: &Connection, pin: i64, layout: &Layout) -> Result<Vec<PinnedLayer>, Error> {
     let sql = "
         SELECT trees.id, trees.diff_id, trees.bytes
         FROM pinned_trees JOIN trees ON trees.id = pinned_trees.tree_id
@@ -173,7 +176,8 @@ fn layers(db: &Connection, pin: i64) -> Result<Vec<PinnedLayer>, Error> {
     })?;
     rows.map(|row| {
         let (tree, diff_id, bytes) = row?;
-        Ok(PinnedLayer { tree, diff_id: parsed(&diff_id)?, bytes: bytes.unsigned_abs() })
+        let path = layout.tree_root(tree);
+        Ok(PinnedLayer { tree, path, diff_id: parsed(&diff_id)?, bytes: bytes.unsigned_abs() })
     })
     .collect()
 }
