@@ -30,6 +30,8 @@ mod logs;
 mod pages;
 #[path = "pulls/secrets.rs"]
 mod secrets;
+#[path = "pulls/slow_disk.rs"]
+mod slow_disk;
 #[path = "pulls/terminal.rs"]
 mod terminal;
 #[path = "pulls/traces.rs"]

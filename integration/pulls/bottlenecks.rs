@@ -11,12 +11,15 @@ use hoist::image::Platform;
 use hoist::pull::directory::DirectoryStore;
 use hoist::pull::{Decompression, Puller, Settings};
 use hoist::registry::{Registry, Settings as RegistrySettings};
-use hoist::timeline::{self, Bottleneck, Bounds, History, Judgement, MachineReport, PullReport};
+use hoist::timeline::{
+    self, Bottleneck, Bounds, History, Judgement, MachineReport, Phase, PullReport,
+};
 use hoist::unpack;
 
 use super::faulty_registry::{FaultyRegistry, Reply, Request};
 use super::harness::{must, skipped};
 use super::images::{Layer, letters, noise, push, tar};
+use super::slow_disk::SlowDisk;
 
 const CONNECTIONS: usize = 4;
 const CHUNK_BYTES: u64 = 64 << 10;
@@ -195,42 +198,47 @@ async fn a_queue_that_is_full() {
     assert!(judgement.advice.contains("limits.layers_at_once"), "{judgement:?}");
 }
 
-/// A file system of its own that writes everything through to the disk at once.
-struct SlowDisk(tempfile::TempDir);
-
-impl SlowDisk {
-    fn mount() -> Option<Self> {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let (file, at) = (directory.path().join("disk"), directory.path().join("at"));
-        std::fs::create_dir(&at).unwrap();
-        std::fs::File::create(&file).unwrap().set_len(256 << 20).unwrap();
-        must(Command::new("mkfs.ext4").arg("-q").arg(&file));
-        let mut mount = Command::new("mount");
-        mount.args(["-o", "loop,sync,dirsync"]).arg(&file).arg(&at);
-        mount.status().unwrap().success().then_some(Self(directory))
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.0.path().join("at")
-    }
-}
-
-impl Drop for SlowDisk {
-    fn drop(&mut self) {
-        must(Command::new("umount").arg("--lazy").arg(self.path()));
-    }
-}
+/// What the slow disk takes.
+const DISK_BYTES_PER_SECOND: u64 = 1_000_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_takes_its_time() {
-    let Some(disk) = SlowDisk::mount() else {
-        return skipped("a_disk_that_takes_its_time", "no file system can be mounted here");
+    const TEST: &str = "a_disk_that_takes_its_time";
+    const FILES: u64 = 150;
+    const FILE_BYTES: u64 = 20_000;
+    let Some(disk) = SlowDisk::mount(DISK_BYTES_PER_SECOND) else {
+        return skipped(TEST, "no file system can be mounted here");
     };
     let _alone = ALONE.lock().await;
     let server = FaultyRegistry::start().await;
-    let files = (0..150).map(|i| (format!("file{i}"), noise("disk", 20_000)));
+    let files = (0..FILES).map(|i| (format!("file{i}"), noise("disk", FILE_BYTES as usize)));
     let image = push(&server, "v1", &[Layer::new("zstd", &tar(files))]);
-    let report = pull(&image, PLENTY_BYTES, &disk.path().join("to")).await;
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("hoist.toml"), "").unwrap();
+    let pull = move || {
+        let mut pull = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        pull.arg("--config").arg(home.path().join("hoist.toml"));
+        pull.args(["pull", "--json", &image, "--to"]).arg(disk.path().join("to"));
+        let limit = disk.limit();
+        if let Err(reason) = limit {
+            skipped(
+                &format!("{TEST}: the limit"),
+                &format!("a sync mount is in its place: {reason}"),
+            );
+        }
+        let told = must(&mut limit.map(|limit| limit.around(&pull)).unwrap_or(pull));
+        let report: PullReport = serde_json::from_str(&told).unwrap();
+        if let Ok(limit) = limit {
+            // That it was this process's writes that were held back, and not another's.
+            let written = limit.written_bytes();
+            assert!(written >= FILES * FILE_BYTES, "the kernel counts {written} bytes");
+            // And that they were: a disk that is throttled is no faster than that on any machine.
+            let least = (FILES * FILE_BYTES / DISK_BYTES_PER_SECOND) as f64 / 2.0;
+            assert!(report.busy_seconds(Phase::Write) > least, "{report:?}");
+        }
+        report
+    };
+    let report = tokio::task::spawn_blocking(pull).await.unwrap();
     let judgement = judged(&report);
     assert_eq!(judgement.bottleneck, Bottleneck::Disk, "{judgement:?}\n{report:?}");
     assert!(judgement.evidence.contains("150 files"), "{judgement:?}");
