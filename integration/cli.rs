@@ -99,6 +99,14 @@ async fn an_image_comes_into_a_directory_and_the_time_is_told() {
     assert_eq!(code, 0, "{err}");
     let report: hoist::timeline::PullReport = serde_json::from_str(&out).unwrap();
     assert_eq!(report.layers.len(), 2);
+
+    let slow = home.path().join("slow");
+    let slow = ["pull", "--json", &image, "--limit-rate", "1kB/s", "--to", slow.to_str().unwrap()];
+    let (code, out, err) = run(home.path(), &slow).await;
+    assert_eq!(code, 0, "{err}");
+    let report: hoist::timeline::PullReport = serde_json::from_str(&out).unwrap();
+    let limits = report.layers.iter().flat_map(|layer| &layer.limits);
+    assert!(limits.clone().any(|limit| limit.bytes_per_second == 1000), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

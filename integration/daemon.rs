@@ -242,13 +242,16 @@ fn a_reload_takes_the_level_over_and_says_what_waits() {
     let daemon = Daemon::start("");
     let file = daemon.path("hoist.toml");
     let before = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("{before}[log]\nlevel = \"debug\"\n[limits]\nlayers_at_once = 9\n"))
+    fs::write(&file, format!("{before}[log]\nlevel = \"debug\"\n[limits]\nlayers_at_once = 9\ndisk_rate = \"7MB/s\"\n"))
         .unwrap();
     daemon.signal(nix::sys::signal::SIGHUP);
     daemon.hear("RELOADING=1");
     daemon.hear("READY=1");
     daemon.logged("took the log level over");
+    daemon.logged("took the limits on bytes a second and of single registries over");
     daemon.logged("changed=\"[limits]\"");
+    let limit = r#"hoist_rate_limit_bytes_per_second{limit="disk",registry=""} 7000000"#;
+    assert!(daemon.get("/metrics").1.contains(limit), "{}", daemon.get("/metrics").1);
     fs::write(&file, format!("{before}[log]\nlevel = 3\n")).unwrap();
     daemon.signal(nix::sys::signal::SIGHUP);
     daemon.logged("log.level: is a whole number");

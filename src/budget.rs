@@ -1,9 +1,10 @@
-//! Bytes in flight: one budget for the whole daemon.
+//! Bytes in flight: one budget for the whole daemon. Beside it [`rate`]: bytes a second.
 //!
 //! Every window, queue and buffer of a pull is paid for with a [`Permit`] that lives inside the
 //! thing it pays for and gives its bytes back when it is dropped. Who waits is served by the rules
 //! of [`turns`]; whoever is next and does not fit is waited for.
 
+pub mod rate;
 pub mod turns;
 
 use std::sync::Arc;

@@ -15,6 +15,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -116,7 +117,13 @@ pub struct Limits {
     pub decompress_threads: usize,
     /// The most that one layer may unpack to, in bytes.
     pub max_unpacked_bytes: u64,
+    /// What all pulls together may write in a second; `None`: as much as the disk takes.
+    pub disk_bytes_per_second: Option<u64>,
+    /// What the threads that unpack and write layers yield to.
+    pub writers: Priority,
 }
+
+pub use crate::sys::priority::{IoClass, Priority};
 
 /// How blobs are fetched.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -139,7 +146,13 @@ pub struct Fetch {
     pub stall_timeout: Duration,
     /// A connection that is not made in this time is given up.
     pub connect_timeout: Duration,
+    /// What all pulls together may fetch in a second; `None`: as much as comes.
+    pub bytes_per_second: Option<u64>,
+    /// The limits of single registries and mirrors, by their names.
+    pub registries: BTreeMap<String, OfRegistry>,
 }
+
+pub use crate::fetch::OfRegistry;
 
 /// Where from, and as whom.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -273,6 +286,8 @@ impl Config {
                 writers_per_layer: cores.min(8),
                 decompress_threads: cores,
                 max_unpacked_bytes: 128 << 30,
+                disk_bytes_per_second: None,
+                writers: Priority::default(),
             },
             fetch: Fetch {
                 chunk_bytes: 8 << 20,
@@ -284,6 +299,8 @@ impl Config {
                 backoff_max: Duration::from_secs(15),
                 stall_timeout: Duration::from_secs(30),
                 connect_timeout: Duration::from_secs(5),
+                bytes_per_second: None,
+                registries: BTreeMap::new(),
             },
             registry: Registry {
                 hosts_dirs: vec!["/etc/containerd/certs.d".into()],

@@ -31,10 +31,14 @@
 //! serves parts at all shows in the first answer of a blob; one that does not sends the blob as one
 //! stream, through the first chunk's reservation, and is made to wait while that is full.
 //!
+//! Where an operator limits bytes a second (`restraint`), whoever has read bytes waits until they are
+//! due, and what it does not read meanwhile holds the sender up.
+//!
 //! Bytes are counted here and not hashed: `pull` does that, and only what it has verified counts.
 
 mod connections;
 mod pace;
+mod restraint;
 mod transfer;
 mod window;
 
@@ -46,11 +50,15 @@ use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
 use crate::budget::Budget;
+use crate::budget::rate::RateLimit;
 use crate::budget::turns::{Party, Standing};
 use crate::registry::{Blob, Registry, RegistryError};
 use crate::timeline::LayerRecorder;
 
+pub use restraint::{OfRegistry, Restraints};
+
 use connections::Connections;
+use restraint::InForce;
 use transfer::Transfer;
 use window::Window;
 
@@ -122,6 +130,7 @@ struct Shared {
     budget: Budget,
     limits: Limits,
     connections: Connections,
+    restraints: InForce,
 }
 
 impl Fetcher {
@@ -135,8 +144,21 @@ impl Fetcher {
             global: limits.global.max(1),
         };
         let connections = Connections::new(limits);
-        let shared = Shared { registry, budget, limits, connections };
+        let restraints = InForce::default();
+        let shared = Shared { registry, budget, limits, connections, restraints };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Holds fetching to these restraints from now on, instead of those before; what is on its way
+    /// too.
+    pub fn restrain(&self, restraints: &Restraints) {
+        self.shared.restraints.set(restraints);
+    }
+
+    /// The limits on bytes a second: first that of all registries together (`None`), which may have
+    /// no rate, then those of registries that have one.
+    pub fn rate_limits(&self) -> Vec<(Option<String>, RateLimit)> {
+        self.shared.restraints.rates()
     }
 
     /// The registry that is fetched from.

@@ -6,6 +6,7 @@
 //! `docs/metrics.md` lists them all: a test compares it with what a scrape shows.
 
 mod labels;
+mod rates;
 mod requests;
 mod rooms;
 mod store;
@@ -15,6 +16,7 @@ mod tests;
 use prometheus::{Encoder, Registry, TextEncoder};
 
 pub use labels::{ImageLabel, ImageNames};
+pub use rates::{RateMetrics, RateNow};
 pub use requests::RequestMetrics;
 pub use rooms::{FallbackMetrics, LayerMetrics, PhaseSeconds, PullMetrics};
 pub use store::{MetadataMetrics, SnapshotMetrics, StoreMetrics};
@@ -27,6 +29,8 @@ pub struct Metrics {
     pub pulls: PullMetrics,
     /// Of layers and their phases.
     pub layers: LayerMetrics,
+    /// Of limits on bytes a second, read when it is asked for.
+    pub rates: RateMetrics,
     /// Of requests to registries.
     pub requests: RequestMetrics,
     /// Of the metadata store.
@@ -44,6 +48,7 @@ impl Metrics {
         let metrics = Self {
             pulls: PullMetrics::new(&registry, image_label),
             layers: LayerMetrics::new(&registry),
+            rates: RateMetrics::new(&registry),
             requests: RequestMetrics::new(&registry),
             metadata: MetadataMetrics::new(&registry),
             snapshots: SnapshotMetrics::new(&registry),

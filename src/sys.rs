@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod images;
 pub mod inflate;
+pub mod priority;
 pub mod processors;
 pub mod sha256;
 pub mod xattrs;

@@ -39,7 +39,7 @@ pub use judge::{Bottleneck, Judgement, judge};
 pub use recorder::{Bounds, LayerRecorder, PullRecorder, Timing};
 pub use records::RecordsError;
 pub use report::{
-    LayerReport, LayerState, MachineReport, PhaseReport, PullReport, PullState, StallReport,
+    LayerReport, LayerState, Limit, MachineReport, PhaseReport, PullReport, PullState, StallReport,
     VERSION,
 };
 pub use samples::{SAMPLES_MOST, Samples};
@@ -54,18 +54,30 @@ pub enum Stall {
     Memory,
     /// A chunk that has its memory: for its turn among the connections.
     Connection,
+    /// Bytes that have come: for the limit on bytes a second that was set.
+    Bandwidth,
     /// The layer's decoder: for bytes from the registry.
     Bytes,
     /// The decoder and what is before it: for the hashes, which may fall behind only so far.
     Hash,
     /// The unpacker: for bytes of the archive.
     Archive,
+    /// Its writers: for the limit on bytes a second that was set.
+    DiskRate,
 }
 
 impl Stall {
     /// All of them, in the order of a byte's way.
-    pub const ALL: [Self; 6] =
-        [Self::Admission, Self::Memory, Self::Connection, Self::Bytes, Self::Hash, Self::Archive];
+    pub const ALL: [Self; 8] = [
+        Self::Admission,
+        Self::Memory,
+        Self::Connection,
+        Self::Bandwidth,
+        Self::Bytes,
+        Self::Hash,
+        Self::Archive,
+        Self::DiskRate,
+    ];
 }
 
 /// The phases of a layer, in the order of a byte's way.

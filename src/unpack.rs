@@ -27,7 +27,10 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::archive::{ArchiveError, PathError};
+use crate::budget::rate::RateLimit;
 use crate::erofs::ImageError;
+use crate::sys::priority::Priority;
+use crate::timeline::{LayerRecorder, Limit, Stall};
 
 mod coordinator;
 mod directories;
@@ -78,6 +81,11 @@ pub struct Options {
     /// The most bytes that names and metadata of a layer that becomes an image may take in memory
     /// until its end.
     pub image_tree_bytes: u64,
+    /// What all that share it may write in a second: the data of files, not what the file system
+    /// makes of their names and metadata.
+    pub rate: RateLimit,
+    /// What whoever calls should run the unpacking with, on a thread of its own; writers inherit it.
+    pub priority: Priority,
 }
 
 impl Default for Options {
@@ -91,8 +99,23 @@ impl Default for Options {
             whiteouts: Whiteouts::Overlay,
             // Some three million entries.
             image_tree_bytes: 512 << 20,
+            rate: RateLimit::default(),
+            priority: Priority::default(),
         }
     }
+}
+
+/// Waits until so many bytes may be written.
+fn wait_to_write(rate: &RateLimit, bytes: u64, recorder: &LayerRecorder) {
+    let Some(turn) = rate.take(bytes) else { return };
+    let from = std::time::Instant::now();
+    turn.block();
+    recorder.stalled(Stall::DiskRate, from);
+    recorder.limited(&Limit {
+        stall: Stall::DiskRate,
+        bytes_per_second: turn.bytes_per_second,
+        registry: None,
+    });
 }
 
 impl Options {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hoist::budget::Budget;
-use hoist::fetch::{Fetcher, Limits};
+use hoist::budget::rate::RateLimit;
+use hoist::fetch::{Fetcher, Limits, OfRegistry, Restraints};
 use hoist::image::Platform;
 use hoist::pull::directory::DirectoryStore;
 use hoist::pull::{Decompression, Puller, Settings};
@@ -50,15 +51,31 @@ fn engine(
     layers_at_once: usize,
     to: &Path,
 ) -> (Puller, History) {
+    engine_within(
+        &Restraints::default(),
+        RateLimit::default(),
+        (chunk_bytes, memory_bytes, layers_at_once),
+        to,
+    )
+}
+
+/// The same, held to limits on bytes a second.
+fn engine_within(
+    restraints: &Restraints,
+    rate: RateLimit,
+    (chunk_bytes, memory_bytes, layers_at_once): (u64, u64, usize),
+    to: &Path,
+) -> (Puller, History) {
     let store = Arc::new(DirectoryStore::new(to).unwrap());
     let registry = Registry::new(RegistrySettings::default()).unwrap();
     let budget = Budget::new(memory_bytes);
     let limits =
         Limits { chunk_bytes, per_image: CONNECTIONS, per_host: CONNECTIONS, global: CONNECTIONS };
     let fetcher = Fetcher::new(registry.clone(), budget.clone(), limits);
+    fetcher.restrain(restraints);
     let settings = Settings {
         layers_at_once,
-        unpack: unpack::Options { writers: 2, ..unpack::Options::default() },
+        unpack: unpack::Options { writers: 2, rate, ..unpack::Options::default() },
         decompression: Decompression { pool: None, window_bytes: ORDINARY_WINDOW_BYTES },
         platform: Platform::host(),
         on_end: Arc::new(|_| ()),
@@ -95,6 +112,35 @@ async fn a_registry_that_gives_each_connection_little() {
     assert_eq!(judgement.bottleneck, Bottleneck::Network, "{judgement:?}\n{report:?}");
     assert!(judgement.evidence.contains(&server.host), "{judgement:?}");
     assert!(judgement.advice.contains("connections_per_image"), "{judgement:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_of_the_configuration() {
+    let _alone = ALONE.lock().await;
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "file", noise("limits", 2 << 20))]);
+    let rate = Some(2_000_000);
+    let of_all = Restraints { bytes_per_second: rate, ..Restraints::default() };
+    let of_one = OfRegistry { bytes_per_second: rate, connections: Some(2) };
+    let registries = [(server.host.clone(), of_one)].into();
+    let of_one = Restraints { bytes_per_second: None, registries };
+    let none = Restraints::default();
+    let cases = [
+        (&of_all, None, Bottleneck::BandwidthLimit, "fetch.bandwidth"),
+        (&of_one, None, Bottleneck::BandwidthLimit, server.host.as_str()),
+        (&none, rate, Bottleneck::DiskLimit, "limits.disk_rate"),
+    ];
+    for (restraints, rate, bottleneck, key) in cases {
+        let to = tempfile::tempdir().unwrap();
+        let sizes = (CHUNK_BYTES, PLENTY_BYTES, 3);
+        let (puller, history) = engine_within(restraints, RateLimit::new(rate), sizes, to.path());
+        puller.start(&image, None).unwrap().trees().await.unwrap();
+        let report = history.list(1).remove(0);
+        let judgement = judged(&report);
+        assert_eq!(judgement.bottleneck, bottleneck, "{judgement:?}\n{report:?}");
+        assert!(judgement.evidence.contains("limit of 2.0 MB/s"), "{judgement:?}");
+        assert!(judgement.advice.contains(key), "{judgement:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -61,6 +61,25 @@ async fn connections_grow_to_their_bound_where_answers_come() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_limited_by_name_is_asked_no_more_at_once() {
+    use hoist::fetch::{OfRegistry, Restraints};
+    let [limited, free] = [FaultyRegistry::start().await, FaultyRegistry::start().await];
+    for server in [&limited, &free] {
+        server.script(|_, reply| Reply { delay: Some(DELAY), ..reply });
+    }
+    let fetcher = fetcher(12);
+    let two = OfRegistry { connections: Some(2), bytes_per_second: None };
+    let registries = [(limited.host.clone(), two)].into();
+    fetcher.restrain(&Restraints { registries, ..Restraints::default() });
+    let (image, stored) = (fetcher.image(), [blob(&limited, 100), blob(&free, 100)]);
+    let beside = reading(&image, &fetcher, &free, stored[1]);
+    assert_eq!(reading(&image, &fetcher, &limited, stored[0]).await.unwrap(), stored[0].1);
+    assert_eq!(beside.await.unwrap(), stored[1].1);
+    assert_eq!(limited.most_waiting(), 2);
+    assert!(free.most_waiting() > 2, "the other has all: {}", free.most_waiting());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overloaded_host_is_asked_for_less() {
     for status in [429, 503] {
         let server = FaultyRegistry::start().await;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::Config;
 use crate::image::{ManifestError, Platform};
 use crate::model::Model;
+use crate::units::Rate;
 
 /// Exit codes, as every help text ends.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, \
@@ -92,6 +93,10 @@ pub(super) struct Pull {
     /// Connections at once, 1 to 256; fetch.connections_per_image of the configuration unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) connections: Option<u16>,
+    /// Fetch no more than this in a second, as 25MB/s; fetch.bandwidth of the configuration
+    /// unless given
+    #[arg(long, value_name = "RATE", conflicts_with = "snapshots")]
+    pub(super) limit_rate: Option<Rate>,
     /// No progress, only the summary
     #[arg(long, short)]
     pub(super) quiet: bool,

@@ -130,6 +130,7 @@ pub(super) fn reach(
     registries.apply(&mut config);
     let registry = Registry::new(config.registry_settings())?;
     let fetcher = Fetcher::new(registry.clone(), config.budget(), config.fetch_limits());
+    fetcher.restrain(&config.restraints());
     let usual = Address::default();
     let socket = containerd.containerd_address.clone();
     let namespace = containerd.containerd_namespace.clone();

@@ -15,6 +15,7 @@ use crate::pull::directory::DirectoryStore;
 use crate::pull::{Puller, Settings};
 use crate::registry::Registry;
 use crate::timeline::{History, PullReport};
+use crate::units::Rate;
 
 /// Pulls into `dest`.
 pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result<(), CliError> {
@@ -25,10 +26,19 @@ pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result
         config.fetch.connections_per_host = connections;
         config.fetch.connections = connections;
     }
+    if let Some(Rate(rate)) = args.limit_rate {
+        config.fetch.bytes_per_second = Some(whole(rate));
+    }
     let store = Whole(Arc::new(DirectoryStore::new(dest)?));
     let report = run(args, &config, platform, &store.0).await?;
     drop(store);
     if args.json { print_json(&report) } else { print(&summary::whole(&report)) }
+}
+
+/// At least one byte a second: none at all would be no limit.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+fn whole(rate: f64) -> u64 {
+    (rate as u64).max(1)
 }
 
 /// How long the threads of a pull that was cancelled may take to let go of its files. Each looks
@@ -57,6 +67,7 @@ async fn run(
     let registry = Registry::new(config.registry_settings())?;
     let budget = config.budget();
     let fetcher = Fetcher::new(registry.clone(), budget.clone(), config.fetch_limits());
+    fetcher.restrain(&config.restraints());
     let settings = Settings {
         layers_at_once: config.limits.layers_at_once,
         unpack: config.unpack_options(),

@@ -1,18 +1,24 @@
 //! Every key, its kind and its bounds. `config/hoist.toml` says what each is for.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::reader::{Document, Section};
 use super::{
-    Backend, Cleanup, Config, Cri, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics,
-    Mistake, OnError, Pull, Registry, Sync, parse_duration, parse_size,
+    Backend, Cleanup, Config, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log, LogFormat,
+    Metrics, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync, parse_duration,
+    parse_size,
 };
+use crate::units::Rate;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
+
+/// The least limit of bandwidth, in bytes a second: below it hosts end answers that nobody reads.
+const BANDWIDTH_LEAST: u64 = 64 * KIB;
 
 /// Reads all of it.
 pub(super) fn read(text: &str, defaults: Config) -> Result<Config, Vec<Mistake>> {
@@ -84,6 +90,13 @@ fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
         writers_per_layer: count(s, "writers_per_layer", defaults.writers_per_layer, 64),
         decompress_threads: count(s, "decompress_threads", defaults.decompress_threads, 64),
         max_unpacked_bytes: size(s, "max_unpacked", defaults.max_unpacked_bytes, (MIB, 64 * TIB)),
+        // Less would keep a writer waiting for seconds with its buffers.
+        disk_bytes_per_second: rate(s, "disk_rate", defaults.disk_bytes_per_second, MIB),
+        writers: Priority {
+            nice: u8::try_from(number(s, "writers_nice", defaults.writers.nice.into(), (0, 19)))
+                .expect("19 fits"),
+            io: io_class(s, "writers_ioprio", defaults.writers.io),
+        },
     };
     section.finish();
     limits
@@ -107,9 +120,34 @@ fn fetch(mut section: Section<'_, '_>, defaults: Fetch) -> Fetch {
         backoff_max: duration(s, "backoff_max", defaults.backoff_max, (0, 600)),
         stall_timeout: duration(s, "stall_timeout", defaults.stall_timeout, (1, 3600)),
         connect_timeout: duration(s, "connect_timeout", defaults.connect_timeout, (1, 600)),
+        bytes_per_second: rate(s, "bandwidth", defaults.bytes_per_second, BANDWIDTH_LEAST),
+        registries: registries(s, "registries"),
     };
     section.finish();
     fetch
+}
+
+/// The tables of single registries.
+fn registries(section: &mut Section<'_, '_>, key: &'static str) -> BTreeMap<String, OfRegistry> {
+    let mut registries = BTreeMap::new();
+    for (value, name, mut table) in section.section(key).tables() {
+        if !is_host(&name) {
+            value.mistake(format_args!(
+                "{name:?} has to be HOST or HOST:PORT, without a scheme: [fetch.registries.\"HOST\"]"
+            ));
+        }
+        let s = &mut table;
+        let limits = OfRegistry {
+            bytes_per_second: rate(s, "bandwidth", None, BANDWIDTH_LEAST),
+            connections: s
+                .value("connections")
+                .is_some()
+                .then(|| number(s, "connections", 1, (1, 1024))),
+        };
+        table.finish();
+        registries.insert(name, limits);
+    }
+    registries
 }
 
 fn registry(mut section: Section<'_, '_>, defaults: Registry) -> Registry {
@@ -232,11 +270,61 @@ fn paths(section: &mut Section<'_, '_>, key: &'static str, default: Vec<PathBuf>
 fn hosts(section: &mut Section<'_, '_>, key: &'static str, default: Vec<String>) -> Vec<String> {
     let Some(value) = section.value(key) else { return default };
     let Some(texts) = value.strings() else { return default };
-    let wrong = |text: &&&str| text.is_empty() || text.contains(['/', ' ']);
-    for text in texts.iter().filter(wrong) {
+    for text in texts.iter().filter(|text| !is_host(text)) {
         value.mistake(format_args!("{text:?} has to be HOST or HOST:PORT, without a scheme"));
     }
     texts.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether it may be HOST or HOST:PORT.
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['/', ' '])
+}
+
+/// Bytes a second, at least so many; `"off"` is none.
+fn rate(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    default: Option<u64>,
+    least: u64,
+) -> Option<u64> {
+    let value = section.value(key)?;
+    if value.is_word("off") {
+        return None;
+    }
+    let text = value.string()?;
+    let Rate(rate) = match text.parse() {
+        Ok(rate) => rate,
+        Err(error) => {
+            value.mistake(format_args!("{error}, or \"off\""));
+            return default;
+        }
+    };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+    let bytes = rate as u64;
+    if bytes < least {
+        value.mistake(format_args!("{text:?} is less than {}/s", show_size(least)));
+    }
+    Some(bytes)
+}
+
+fn io_class(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    default: Option<IoClass>,
+) -> Option<IoClass> {
+    let Some(value) = section.value(key) else { return default };
+    let text = value.string()?;
+    let level = text.strip_prefix("best-effort:").and_then(|level| level.parse::<u8>().ok());
+    match (text, level) {
+        ("none", _) => return None,
+        ("idle", _) => return Some(IoClass::Idle),
+        (_, Some(level @ 0..=7)) => return Some(IoClass::BestEffort(level)),
+        _ => value.mistake(format_args!(
+            "{text:?} has to be \"none\", \"idle\" or \"best-effort:N\" with N from 0 (first) to 7"
+        )),
+    }
+    default
 }
 
 fn size(section: &mut Section<'_, '_>, key: &'static str, default: u64, most: (u64, u64)) -> u64 {

@@ -2,6 +2,7 @@
 
 use super::{Backend, Config, OnError, Sync};
 use crate::budget::Budget;
+use crate::budget::rate::RateLimit;
 use crate::{compression, fetch, pull, registry, snapshots, timeline, unpack};
 
 /// What the process needs beside what a pull holds: program, threads, runtime, database.
@@ -45,6 +46,15 @@ impl Config {
         }
     }
 
+    /// For the fetcher: bytes a second, and what single registries may be asked.
+    pub fn restraints(&self) -> fetch::Restraints {
+        let registries = self.fetch.registries.iter().map(|(name, of)| (name.clone(), *of));
+        fetch::Restraints {
+            bytes_per_second: self.fetch.bytes_per_second,
+            registries: registries.collect(),
+        }
+    }
+
     /// For decompressing, inside `budget`.
     pub fn decompression(&self, budget: &Budget) -> pull::Decompression {
         // Layers themselves reserve up to a half. What their frames borrow leaves room for the two
@@ -66,6 +76,8 @@ impl Config {
             max_bytes: self.limits.max_unpacked_bytes,
             // Half a million entries at the default. They come out of what fetches would take.
             image_tree_bytes: self.budget().total() / 2,
+            rate: RateLimit::new(self.limits.disk_bytes_per_second),
+            priority: self.limits.writers,
             ..unpack::Options::default()
         }
     }

@@ -55,7 +55,7 @@ impl<'t> Document<'t> {
 /// One table while it is being read.
 pub(super) struct Section<'d, 't> {
     document: &'d Document<'t>,
-    name: &'static str,
+    name: String,
     table: Option<&'d DeTable<'t>>,
     asked: Vec<&'static str>,
 }
@@ -69,7 +69,7 @@ pub(super) struct Value<'d, 't> {
 
 impl<'d, 't> Section<'d, 't> {
     pub(super) fn root(document: &'d Document<'t>, table: &'d DeTable<'t>) -> Self {
-        Self { document, name: "", table: Some(table), asked: Vec::new() }
+        Self { document, name: String::new(), table: Some(table), asked: Vec::new() }
     }
 
     /// The table `name` inside this one; an empty one if it is not there.
@@ -82,7 +82,30 @@ impl<'d, 't> Section<'d, 't> {
                 None
             }
         });
-        Section { document: self.document, name, table, asked: Vec::new() }
+        Section { document: self.document, name: self.path(name), table, asked: Vec::new() }
+    }
+
+    /// The tables inside this one, with the names that whoever wrote them gave them; anything else
+    /// in it is a mistake.
+    pub(super) fn tables(self) -> Vec<(Value<'d, 't>, String, Section<'d, 't>)> {
+        let entries = self.table.into_iter().flat_map(DeTable::iter);
+        let tables = entries.filter_map(|(key, value)| {
+            let name: &str = key.get_ref();
+            let path = format!("{}.{name:?}", self.name);
+            let of = Value { document: self.document, key: path.clone(), value };
+            let DeValue::Table(table) = value.get_ref() else {
+                of.mistake(format_args!(
+                    "is {}, has to be a section: [{path}]",
+                    words(value.get_ref())
+                ));
+                return None;
+            };
+            let asked = Vec::new();
+            let section =
+                Section { document: self.document, name: path, table: Some(table), asked };
+            Some((of, name.to_owned(), section))
+        });
+        tables.collect()
     }
 
     /// The value of `key`, if it is there.

@@ -37,12 +37,18 @@ fn the_documented_file_names_every_key() {
     };
     let sections =
         ["", "limits", "fetch", "registry", "cri", "pull", "metrics", "log", "history", "cleanup"];
+    // What holds sections by names of the operator's.
+    let named = ["registries"];
     let mut known = Vec::new();
     for section in sections {
         let head = if section.is_empty() { String::new() } else { format!("[{section}]\n") };
         let told = mistakes(&format!("{head}zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz = 1")).remove(0);
         let (_, list) = told.split_once("known here: ").expect("it lists the keys");
-        known.extend(list.split(", ").filter(|key| !sections.contains(key)).map(str::to_owned));
+        known.extend(
+            list.split(", ")
+                .filter(|key| !sections.contains(key) && !named.contains(key))
+                .map(str::to_owned),
+        );
     }
     known.sort();
     known.dedup();
@@ -144,6 +150,51 @@ fn what_is_set_is_read() {
     assert_eq!(config.pull.on_error, OnError::Fail);
     assert_eq!(config.pull.deadline, Duration::from_secs(120));
     assert_eq!(config.log.level, "info,hoist=debug");
+}
+
+#[test]
+fn limits_on_bytes_a_second() {
+    let text = "[limits]\ndisk_rate = \"200MB/s\"\nwriters_nice = 5\nwriters_ioprio = \"best-effort:7\"\n\
+                [fetch]\nbandwidth = \"1.5MiB/s\"\n\
+                [fetch.registries.\"registry.example:5000\"]\nbandwidth = \"25MB/s\"\nconnections = 4\n\
+                [fetch.registries.\"docker.io\"]\nconnections = 2\n";
+    let config = Config::parse(text, defaults()).expect("it is right");
+    assert_eq!(config.limits.disk_bytes_per_second, Some(200_000_000));
+    assert_eq!(config.limits.writers, Priority { nice: 5, io: Some(IoClass::BestEffort(7)) });
+    assert_eq!(config.fetch.bytes_per_second, Some(1_572_864));
+    let restraints = config.restraints();
+    let of = |name: &str| restraints.registries[name];
+    let both = OfRegistry { bytes_per_second: Some(25_000_000), connections: Some(4) };
+    assert_eq!(of("registry.example:5000"), both);
+    assert_eq!(of("docker.io"), OfRegistry { bytes_per_second: None, connections: Some(2) });
+    assert_eq!(config.unpack_options().rate.bytes_per_second(), Some(200_000_000));
+    let off = "[fetch]\nbandwidth = \"off\"\n[limits]\nwriters_ioprio = \"idle\"\n";
+    let config = Config::parse(off, config).expect("it is right");
+    assert_eq!(config.fetch.bytes_per_second, None);
+    assert_eq!(config.limits.writers.io, Some(IoClass::Idle));
+}
+
+#[test]
+fn wrong_limits_on_bytes_a_second_are_told_with_the_way_out() {
+    let text = "[limits]\ndisk_rate = \"100KiB/s\"\nwriters_ioprio = \"best-effort:8\"\nwriters_nice = -5\n\
+                [fetch]\nbandwidth = \"25MB\"\nregistries.docker = 3\n\
+                [fetch.registries.\"https://host\"]\nbandwith = \"1MB/s\"\nconnections = 0\n";
+    let told = mistakes(text);
+    let expected = [
+        r#"line 2: limits.disk_rate: "100KiB/s" is less than 1MiB/s"#,
+        r#"line 3: limits.writers_ioprio: "best-effort:8" has to be "none", "idle" or "best-effort:N" with N from 0 (first) to 7"#,
+        "line 4: limits.writers_nice: -5 is outside 0 to 19",
+        r#"line 6: fetch.bandwidth: "25MB" is not a rate above zero; write a number and a unit, as "225MB/s" (B/s, kB/s, MB/s, GB/s, KiB/s, MiB/s, GiB/s), or "off""#,
+        r#"line 7: fetch.registries."docker": is a whole number, has to be a section: [fetch.registries."docker"]"#,
+        r#"line 9: fetch.registries."https://host".bandwith: is not a key; did you mean "bandwidth"?"#,
+        r#"line 10: fetch.registries."https://host".connections: 0 is outside 1 to 1024"#,
+    ];
+    for line in expected {
+        assert!(told.iter().any(|mistake| mistake == line), "{line}\nnot in {told:#?}");
+    }
+    let scheme = r#""https://host" has to be HOST or HOST:PORT, without a scheme"#;
+    assert!(told.iter().any(|mistake| mistake.contains(scheme)), "{told:#?}");
+    assert_eq!(told.len(), expected.len() + 1, "{told:#?}");
 }
 
 #[test]

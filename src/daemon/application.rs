@@ -149,7 +149,8 @@ impl Application {
                         let load = |environment: &Environment| {
                             Config::load(named, environment).map(|config| flags.over(config))
                         };
-                        reload::reload(&mut config, load, &level);
+                        let restrain = |config: &Config| state.engine.restrain(config);
+                        reload::reload(&mut config, load, &level, restrain);
                         notify::ready();
                     }
                 },

@@ -8,6 +8,7 @@ pub(super) fn reload(
     current: &mut Config,
     load: impl FnOnce(&Environment) -> Result<Config, crate::config::ConfigError>,
     level: &Level,
+    restrain: impl FnOnce(&Config),
 ) {
     let new = match load(&Environment::of_process()) {
         Ok(new) => new,
@@ -25,6 +26,10 @@ pub(super) fn reload(
             Err(error) => tracing::error!("{error}"),
         }
     }
+    if restrained(current, &new) {
+        restrain(&new);
+        tracing::info!("took the limits on bytes a second and of single registries over");
+    }
     match waiting(current, &new).as_slice() {
         [] => tracing::info!("reloaded the configuration"),
         sections => tracing::warn!(
@@ -32,6 +37,15 @@ pub(super) fn reload(
             "these changes of the configuration wait for a restart"
         ),
     }
+}
+
+/// Takes over what limits bytes a second and single registries; whether any of it differs.
+fn restrained(current: &mut Config, new: &Config) -> bool {
+    let before = current.clone();
+    current.limits.disk_bytes_per_second = new.limits.disk_bytes_per_second;
+    current.fetch.bytes_per_second = new.fetch.bytes_per_second;
+    current.fetch.registries.clone_from(&new.fetch.registries);
+    *current != before
 }
 
 /// What differs and needs a restart.
@@ -67,5 +81,22 @@ mod tests {
         new.fetch.retries += 1;
         new.root = "/elsewhere".into();
         assert_eq!(waiting(&current, &new), ["root", "[fetch]"]);
+    }
+
+    #[test]
+    fn limits_on_bytes_a_second_need_no_restart() {
+        let mut current = Config::defaults(2, &Environment::default());
+        let mut new = current.clone();
+        assert!(!restrained(&mut current, &new));
+        new.fetch.bytes_per_second = Some(1 << 20);
+        assert!(restrained(&mut current, &new));
+        new.fetch.registries.insert("host".to_owned(), crate::config::OfRegistry::default());
+        assert!(restrained(&mut current, &new));
+        new.limits.disk_bytes_per_second = Some(1 << 30);
+        assert!(restrained(&mut current, &new));
+        assert!(waiting(&current, &new).is_empty());
+        new.limits.writers.nice = 5;
+        assert!(!restrained(&mut current, &new));
+        assert_eq!(waiting(&current, &new), ["[limits]"]);
     }
 }

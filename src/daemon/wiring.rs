@@ -13,16 +13,18 @@ use tokio::net::UnixListener;
 use super::error::DaemonError;
 use super::observe;
 use crate::budget::Budget;
+use crate::budget::rate::RateLimit;
 use crate::config::{Config, OnError};
 use crate::fetch::Fetcher;
 use crate::image::Platform;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RateNow};
 use crate::otlp::Exporter;
 use crate::pull::trees::{HeldTree, TreeStore};
 use crate::pull::{self, PullError, Puller};
 use crate::registry::{self, Keychain, Registry};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
 use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
+use crate::unpack;
 
 /// The rooms below, as one thing.
 pub(super) struct Engine {
@@ -36,6 +38,8 @@ pub(super) struct Engine {
     pub(super) traces: Option<Exporter>,
     /// `None`: nothing is fetched.
     fetcher: Option<Fetcher>,
+    /// Of all that pulls write.
+    disk_rate: RateLimit,
     on_error: OnError,
     /// What a kubelet passed.
     pub(super) keychain: Keychain,
@@ -78,9 +82,11 @@ impl Engine {
                 }
             }
         };
+        let unpack = config.unpack_options();
+        let disk_rate = unpack.rate.clone();
         let puller = fetcher
             .as_ref()
-            .map(|fetcher| puller(config, fetcher, &snapshots, &history, &budget, ended));
+            .map(|fetcher| puller(config, unpack, fetcher, &snapshots, &history, &budget, ended));
         let on_error = config.pull.on_error;
         Ok(Self {
             snapshots,
@@ -90,9 +96,19 @@ impl Engine {
             metrics,
             traces,
             fetcher,
+            disk_rate,
             on_error,
             keychain,
         })
+    }
+
+    /// Takes over those limits that can change while pulls are under way: bytes a second, and what
+    /// single registries may be asked.
+    pub(super) fn restrain(&self, config: &Config) {
+        self.disk_rate.set(config.limits.disk_bytes_per_second);
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.restrain(&config.restraints());
+        }
     }
 
     /// Serves containerd until `shutdown`.
@@ -122,6 +138,7 @@ impl Engine {
         self.metrics.layers.now(waiting, running);
         let (most, in_use) = self.connections();
         self.metrics.store.connections(most, in_use);
+        self.metrics.rates.now(self.rates());
         let disk = self.snapshots.disk()?;
         self.metrics.store.disk(disk.size_bytes, disk.available_bytes);
         for (kind, count) in self.snapshots.kinds()? {
@@ -135,6 +152,14 @@ impl Engine {
     /// Requests for blobs that there may be at once, and that there are.
     pub(super) fn connections(&self) -> (usize, usize) {
         self.fetcher.as_ref().map_or((0, 0), Fetcher::connections)
+    }
+
+    /// The limits on bytes a second.
+    fn rates(&self) -> Vec<RateNow> {
+        let disk = rate_now("disk", None, &self.disk_rate);
+        let bandwidth = self.fetcher.iter().flat_map(Fetcher::rate_limits);
+        let bandwidth = bandwidth.map(|(name, rate)| rate_now("bandwidth", name, &rate));
+        bandwidth.chain([disk]).collect()
     }
 
     /// Layers of running pulls that wait for their turn, and that are in work.
@@ -156,6 +181,15 @@ fn history(config: &Config) -> History {
     })
 }
 
+fn rate_now(limit: &'static str, registry: Option<String>, rate: &RateLimit) -> RateNow {
+    RateNow {
+        limit,
+        registry: registry.unwrap_or_default(),
+        bytes_per_second: rate.bytes_per_second().unwrap_or(0),
+        waited_seconds: rate.waited().as_secs_f64(),
+    }
+}
+
 fn fetcher(
     config: &Config,
     budget: &Budget,
@@ -167,11 +201,14 @@ fn fetcher(
         keychain: keychain.clone(),
         ..config.registry_settings()
     };
-    Ok(Fetcher::new(Registry::new(settings)?, budget.clone(), config.fetch_limits()))
+    let fetcher = Fetcher::new(Registry::new(settings)?, budget.clone(), config.fetch_limits());
+    fetcher.restrain(&config.restraints());
+    Ok(fetcher)
 }
 
 fn puller(
     config: &Config,
+    unpack: unpack::Options,
     fetcher: &Fetcher,
     snapshots: &Arc<Snapshots>,
     history: &History,
@@ -181,7 +218,7 @@ fn puller(
     let (registry, fetcher) = (fetcher.registry().clone(), fetcher.clone());
     let settings = pull::Settings {
         layers_at_once: config.limits.layers_at_once,
-        unpack: config.unpack_options(),
+        unpack,
         decompression: config.decompression(budget),
         platform: Platform::host(),
         on_end: Arc::new(ended),

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
-use super::connections::Connection;
+use super::connections::{Connection, Wanted};
+use super::restraint::Held;
 use super::window::Window;
 use super::{FetchError, Shared};
 use crate::budget::Permit;
@@ -40,6 +41,7 @@ struct Stream {
     asked: Instant,
     /// Who was asked, to whom a redirect may have led from another host.
     host: Arc<str>,
+    held: Held,
     _connection: Connection,
 }
 
@@ -204,7 +206,9 @@ impl Transfer {
         let from = Instant::now();
         let connections = &self.shared.connections;
         let asked_host: Arc<str> = self.blob.host().into();
-        let connection = connections.open(&self.standing, &asked_host).await;
+        let restraints = &self.shared.restraints;
+        let wanted = Wanted::of(&asked_host, restraints.of(&self.blob.asked()).as_deref());
+        let connection = connections.open(&self.standing, wanted).await;
         self.recorder.stalled(Stall::Connection, from);
         let mut asked = Instant::now();
         let body = if resumes {
@@ -225,7 +229,8 @@ impl Transfer {
             Ok(body) => {
                 connections.answered(&host, asked);
                 self.recorder.host(body.host());
-                Ok(Stream { body, asked, host, _connection: connection })
+                let held = restraints.held(&self.blob.asked());
+                Ok(Stream { body, asked, host, held, _connection: connection })
             }
             Err(error) => {
                 if let Some(pause) = error.overload() {
@@ -271,6 +276,8 @@ impl Transfer {
             if untold >= TOLD_BYTES {
                 connections.arrived(host, std::mem::take(&mut untold));
             }
+            // Before anybody has them, or a layer of one piece would never wait.
+            stream.held.came(piece.len() as u64, &self.recorder).await;
             let wanted = within(piece, position, *at, part.end);
             *at += wanted.len() as u64;
             self.window.push(part.number, wanted);

@@ -16,6 +16,9 @@ fn full() -> Metrics {
     metrics.layers.phase("write", PhaseSeconds { wall: 2.0, busy: 3.0 });
     metrics.layers.bytes("disk", 4096);
     metrics.layers.now(1, 2);
+    let (limit, registry) = ("disk", String::new());
+    let rate = RateNow { limit, registry, bytes_per_second: 7, waited_seconds: 0.5 };
+    metrics.rates.now(vec![rate]);
     metrics.requests.answered("registry", "206", 0.01);
     metrics.requests.received("registry").inc_by(7);
     metrics.requests.authorized(0.1);

@@ -36,6 +36,7 @@ use crate::erofs::BlockSize;
 use crate::fetch::{BlobReader, FetchError};
 use crate::hashing::{HashStream, Hashers};
 use crate::image::{BlobDigest, Compression, DiffId, ImageLayer};
+use crate::sys::priority::Priority;
 use crate::timeline::{LayerRecorder, Phase, Stall};
 use crate::unpack::{self, ImageLabel, Summary, UnpackError};
 
@@ -148,17 +149,19 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
         let span = tracing::Span::current();
         let run = move || span.in_scope(|| stage.run(compression, resources, &to_unpack, unwanted));
         let stage = std::thread::Builder::new().name("hoist-decode".to_owned());
-        let stage = stage.spawn_scoped(scope, run).map_err(|source| {
-            PullError::from(StoreError::Io { doing: "start a layer's thread".to_owned(), source })
-        })?;
+        let stage = stage.spawn_scoped(scope, run).map_err(not_started)?;
 
         let mut source = Archive { pieces: archive, recorder: &recorder };
-        let unpacked = match &dest {
+        let mut make = || match &dest {
             Dest::Files(root) => unpack::unpack(&mut source, root, &unpack, &recorder),
             Dest::Image { staged, budget } => {
                 let (label, budget) = (label(&layer, staged.block), Some(budget));
                 unpack::unpack_image(&mut source, &staged.path, label, &unpack, budget, &recorder)
             }
+        };
+        let unpacked = match unpack.priority {
+            usual if usual.is_usual() => make(),
+            lower => yielding(lower, make)?,
         };
         match &unpacked {
             // Bytes after the end of the archive belong to its digest.
@@ -172,6 +175,30 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
         let panicked = |_| PullError::Internal { layer: layer.blob, what: "its decoder" };
         Ended { decoded: stage.join().map_err(panicked)?, unpacked }.judge(&layer)
     })
+}
+
+/// Runs `make` on a thread that has this priority: the one that calls is lent by the runtime, and a
+/// thread cannot rise again.
+fn yielding(
+    priority: Priority,
+    make: impl FnOnce() -> Result<Summary, UnpackError> + Send,
+) -> Result<Result<Summary, UnpackError>, PullError> {
+    let span = tracing::Span::current();
+    let run = move || {
+        if let Err(error) = priority.take() {
+            tracing::warn!(%error, "layers are written with the usual priority");
+        }
+        span.in_scope(make)
+    };
+    let thread = std::thread::Builder::new().name("hoist-unpack".to_owned());
+    std::thread::scope(|scope| {
+        let thread = thread.spawn_scoped(scope, run).map_err(not_started)?;
+        Ok(thread.join().unwrap_or(Err(UnpackError::Panicked)))
+    })
+}
+
+fn not_started(source: io::Error) -> PullError {
+    StoreError::Io { doing: "start a layer's thread".to_owned(), source }.into()
 }
 
 /// The image of a layer is named by its DiffID; what no entry gives a time has that of the pull, as

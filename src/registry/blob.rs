@@ -15,6 +15,7 @@ use reqwest::header::{CONTENT_RANGE, ETAG};
 use reqwest::{Response, StatusCode, Url};
 
 use super::content_range::ContentRange;
+use super::credentials::registry_of;
 use super::endpoint::{Endpoint, authority, by_health};
 use super::error::chain;
 use super::exchange::{self, Answer, Question, same_origin};
@@ -41,6 +42,8 @@ struct Inner {
 struct Learned {
     /// The host that served last.
     host: Option<String>,
+    /// Who was asked then, to be told by a name of a registry or mirror.
+    asked: Option<String>,
     /// Where the redirect of an endpoint led to.
     shortcut: Option<(String, Url)>,
     /// A strong ETag and the host that gave it.
@@ -84,6 +87,13 @@ impl Blob {
     pub fn host(&self) -> String {
         let host = self.learned().host.clone();
         host.unwrap_or_else(|| self.inner.reference.registry().to_owned())
+    }
+
+    /// The registry or mirror that was asked last, whose address the last answer came from or which
+    /// redirected there; before the first one the registry's name.
+    pub fn asked(&self) -> String {
+        let asked = self.learned().asked.clone();
+        asked.unwrap_or_else(|| self.inner.reference.registry().to_owned())
     }
 
     /// Whether the host serves parts of blobs; `None` until it was asked for one.
@@ -243,6 +253,7 @@ impl Blob {
             learned.parts = Some(!ignored);
         }
         learned.host = Some(host.clone());
+        learned.asked = Some(registry_of(&endpoint.name).to_owned());
         if !same_origin(&url, &endpoint.config.base) {
             learned.shortcut = Some((endpoint.name.clone(), url));
         }

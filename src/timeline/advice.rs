@@ -31,6 +31,7 @@ pub(super) fn sentences(
         ),
         Bottleneck::Memory => memory(layer, machine, took),
         Bottleneck::FirstByte => first_byte(layer, machine, took),
+        Bottleneck::BandwidthLimit => bandwidth_limit(layer, took),
         Bottleneck::Network => network(layer, machine, took),
         Bottleneck::Decompression => decompression(report, layer, took),
         Bottleneck::Hash => (
@@ -44,6 +45,7 @@ pub(super) fn sentences(
             ),
             "more cores, or ones with SHA extensions, which hash four times as fast".to_owned(),
         ),
+        Bottleneck::DiskLimit => disk_limit(layer, took),
         _ => disk(report, layer, took),
     }
 }
@@ -128,6 +130,45 @@ fn first_byte(layer: &LayerReport, machine: &MachineReport, took: f64) -> (Strin
             percent((busy / connected(layer)).min(1.0)),
         ) + &format!("; the layer took {}", seconds(took)),
         advice,
+    )
+}
+
+fn bandwidth_limit(layer: &LayerReport, took: f64) -> (String, String) {
+    let limit = layer.limit(Stall::Bandwidth);
+    let registry = limit.and_then(|limit| limit.registry.as_deref());
+    let allows = limit.map_or(0, |limit| limit.bytes_per_second);
+    let download = layer.phase(Phase::Download);
+    let (came, span) = download.map_or((0, took), |p| (p.bytes, p.span()));
+    let evidence = format!(
+        "the bandwidth limit of {} in hoist.toml{} let layer {} come at {}; it waited {} of {} for its bytes",
+        rate(allows, 1.0),
+        registry.map_or(String::new(), |registry| format!(" for {registry}")),
+        short(&layer.digest),
+        rate(came, span),
+        seconds(layer.stall(Stall::Bytes)),
+        seconds(took),
+    );
+    let key = match registry {
+        Some(registry) => format!("bandwidth of [fetch.registries.{registry:?}]"),
+        None => "fetch.bandwidth".to_owned(),
+    };
+    let advice =
+        format!("raise {key} if the link has more to give; smaller layers (zstd) take less of it");
+    (evidence, advice)
+}
+
+fn disk_limit(layer: &LayerReport, took: f64) -> (String, String) {
+    let allows = layer.limit(Stall::DiskRate).map_or(0, |limit| limit.bytes_per_second);
+    let written = layer.bytes(Phase::Write);
+    (
+        format!(
+            "the disk rate limit of {} in hoist.toml let {} of layer {} be written in {}",
+            rate(allows, 1.0),
+            bytes(written),
+            short(&layer.digest),
+            seconds(took),
+        ),
+        "raise limits.disk_rate if the volume has more to give".to_owned(),
     )
 }
 

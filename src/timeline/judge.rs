@@ -24,12 +24,16 @@ pub enum Bottleneck {
     Memory,
     /// Requests waited long for the first byte of their answer.
     FirstByte,
+    /// The limit on bytes a second that the configuration sets for fetching.
+    BandwidthLimit,
     /// Bytes came slower than everything behind could take them.
     Network,
     /// One thread that inflates one layer.
     Decompression,
     /// The threads that hash all layers.
     Hash,
+    /// The limit on bytes a second that the configuration sets for writing.
+    DiskLimit,
     /// Files could not be made faster.
     Disk,
     /// All processors were busy.
@@ -40,14 +44,16 @@ pub enum Bottleneck {
 
 impl Bottleneck {
     /// All of them, in the order of a byte's way.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Resolve,
         Self::Queue,
         Self::Memory,
         Self::FirstByte,
+        Self::BandwidthLimit,
         Self::Network,
         Self::Decompression,
         Self::Hash,
+        Self::DiskLimit,
         Self::Disk,
         Self::Cpu,
         Self::Containerd,
@@ -60,9 +66,11 @@ impl Bottleneck {
             Self::Queue => "queue",
             Self::Memory => "memory",
             Self::FirstByte => "first_byte",
+            Self::BandwidthLimit => "bandwidth_limit",
             Self::Network => "network",
             Self::Decompression => "decompression",
             Self::Hash => "hash",
+            Self::DiskLimit => "disk_limit",
             Self::Disk => "disk",
             Self::Cpu => "cpu",
             Self::Containerd => "containerd",
@@ -78,9 +86,11 @@ impl Bottleneck {
             Self::Queue => "the queue",
             Self::Memory => "the memory budget",
             Self::FirstByte => "latency (first bytes)",
+            Self::BandwidthLimit => "the bandwidth limit",
             Self::Network => "the network",
             Self::Decompression => "decompression",
             Self::Hash => "hashing",
+            Self::DiskLimit => "the limit on the disk",
             Self::Disk => "the disk",
             Self::Cpu => "the processors",
             Self::Containerd => "containerd",
@@ -188,6 +198,9 @@ fn stage(layer: &LayerReport, machine: &MachineReport, work: f64) -> Bottleneck 
     let most = stages.into_iter().max_by(|one, other| one.1.total_cmp(&other.1));
     match most.map_or(Bottleneck::Network, |(stage, _)| stage) {
         Bottleneck::Network => network(layer, machine, work),
+        Bottleneck::Disk if layer.stall(Stall::DiskRate) > busy(Phase::Write) => {
+            Bottleneck::DiskLimit
+        }
         other => other,
     }
 }
@@ -195,6 +208,10 @@ fn stage(layer: &LayerReport, machine: &MachineReport, work: f64) -> Bottleneck 
 /// Why bytes came late.
 fn network(layer: &LayerReport, machine: &MachineReport, work: f64) -> Bottleneck {
     let starved = layer.stall(Stall::Bytes);
+    // Connections that were kept waiting for longer than they waited for the other side.
+    if layer.stall(Stall::Bandwidth) > connected(layer) {
+        return Bottleneck::BandwidthLimit;
+    }
     // Where chunks stand in line for a connection, more memory would lengthen the line only.
     let waits_for_connections = layer.stall(Stall::Connection) > layer.stall(Stall::Memory);
     let spare = machine.connections as f64 > 1.5 * at_once(layer, work);

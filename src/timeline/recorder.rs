@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::report::{
-    LayerReport, LayerState, MachineReport, PhaseReport, PullReport, PullState, StallReport,
+    LayerReport, LayerState, Limit, MachineReport, PhaseReport, PullReport, PullState, StallReport,
     VERSION,
 };
 use super::samples::Sampler;
@@ -39,6 +39,7 @@ pub struct LayerRecorder {
     entries: AtomicU64,
     state: Mutex<LayerState>,
     host: Mutex<Option<String>>,
+    limits: Mutex<Vec<Limit>>,
 }
 
 /// Time spent busy in a phase, from its making to its drop.
@@ -73,6 +74,7 @@ impl LayerRecorder {
             entries: AtomicU64::new(0),
             state: Mutex::new(LayerState::Waiting),
             host: Mutex::new(None),
+            limits: Mutex::default(),
         }
     }
 
@@ -144,6 +146,16 @@ impl LayerRecorder {
         }
     }
 
+    /// Notes the limit that was waited for just now; of each kind the last one counts.
+    pub fn limited(&self, limit: &Limit) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match limits.iter_mut().find(|known| known.stall == limit.stall) {
+            Some(known) if known == limit => {}
+            Some(known) => *known = limit.clone(),
+            None => limits.push(limit.clone()),
+        }
+    }
+
     /// Moves the layer to another state.
     pub fn state(&self, state: LayerState) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
@@ -189,6 +201,7 @@ impl LayerRecorder {
             entries: self.entries.load(Relaxed),
             phases: phases.collect(),
             stalls: stalls.collect(),
+            limits: self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

@@ -113,6 +113,18 @@ pub struct StallReport {
     pub seconds: f64,
 }
 
+/// A limit on bytes a second that was set and that a layer waited for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Limit {
+    /// Where: [`Stall::Bandwidth`] or [`Stall::DiskRate`].
+    pub stall: Stall,
+    /// What it allows.
+    pub bytes_per_second: u64,
+    /// The registry or mirror that it is for; `None`: for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
+}
+
 /// One layer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct LayerReport {
@@ -140,6 +152,9 @@ pub struct LayerReport {
     /// What it waited for.
     #[serde(default)]
     pub stalls: Vec<StallReport>,
+    /// The limits among that, as they were last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
 }
 
 impl LayerReport {
@@ -156,6 +171,11 @@ impl LayerReport {
     /// How long it waited for something, in seconds.
     pub fn stall(&self, stall: Stall) -> f64 {
         self.stalls.iter().find(|s| s.stall == stall).map_or(0.0, |s| s.seconds)
+    }
+
+    /// The limit that it waited for there, if there was one.
+    pub fn limit(&self, stall: Stall) -> Option<&Limit> {
+        self.limits.iter().find(|limit| limit.stall == stall)
     }
 
     /// From the first request to the end of the last phase, in seconds since the pull began; `None`

@@ -33,6 +33,7 @@ pub(super) fn layer(begin: f64, end: f64) -> LayerReport {
             phase(Phase::Download, begin, end),
         ],
         stalls: Vec::new(),
+        limits: Vec::new(),
     }
 }
 
@@ -78,9 +79,9 @@ pub(super) fn busy_layer(begin: f64, end: f64, busy: [f64; 6], stalls: [f64; 5])
             _ => 0,
         };
     }
-    layer.stalls = Stall::ALL
+    let named = [Stall::Admission, Stall::Memory, Stall::Connection, Stall::Bytes, Stall::Archive];
+    layer.stalls = named
         .into_iter()
-        .filter(|stall| *stall != Stall::Hash)
         .zip(stalls)
         .map(|(stall, seconds)| StallReport { stall, seconds })
         .collect();

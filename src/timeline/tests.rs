@@ -101,6 +101,41 @@ fn the_disk() {
 }
 
 #[test]
+fn the_limits_of_the_configuration() {
+    // Four connections that were kept from reading most of the time.
+    let mut held = busy_layer(0.2, 9.0, [0.1, 0.9, 0.2, 0.8, 0.5, 0.4], [0.0, 0.0, 9.0, 8.0, 8.2]);
+    assert_eq!(of_layer(held.clone()).bottleneck, Bottleneck::Network, "before it is told");
+    held.stalls.push(StallReport { stall: Stall::Bandwidth, seconds: 30.0 });
+    let limit = Limit { stall: Stall::Bandwidth, bytes_per_second: 50_000_000, registry: None };
+    held.limits.push(limit.clone());
+    let judgement = of_layer(held.clone());
+    assert_eq!(judgement.bottleneck, Bottleneck::BandwidthLimit);
+    let says = "the bandwidth limit of 50.0 MB/s in hoist.toml let layer";
+    assert!(judgement.evidence.starts_with(says), "{judgement:?}");
+    assert!(judgement.advice.contains("fetch.bandwidth"), "{judgement:?}");
+    held.limits[0] = Limit { registry: Some("docker.io".to_owned()), ..limit };
+    let judgement = of_layer(held.clone());
+    assert!(judgement.evidence.contains("in hoist.toml for docker.io let"), "{judgement:?}");
+    let key = r#"bandwidth of [fetch.registries."docker.io"]"#;
+    assert!(judgement.advice.contains(key), "{judgement:?}");
+    // A limit that hardly held anything up is not the bottleneck.
+    held.stalls.last_mut().unwrap().seconds = 0.3;
+    assert_eq!(of_layer(held).bottleneck, Bottleneck::Network);
+
+    // The unpacker had all it wanted, and its writers had leave to write only now and then.
+    let mut slow = busy_layer(0.2, 9.0, [0.1, 2.0, 0.2, 0.5, 0.5, 1.0], [0.0, 0.0, 0.0, 0.3, 0.2]);
+    slow.stalls.push(StallReport { stall: Stall::DiskRate, seconds: 7.0 });
+    let limit = Limit { stall: Stall::DiskRate, bytes_per_second: 35_000_000, registry: None };
+    slow.limits.push(limit);
+    let judgement = of_layer(slow.clone());
+    assert_eq!(judgement.bottleneck, Bottleneck::DiskLimit);
+    assert!(judgement.evidence.contains("limit of 35.0 MB/s in hoist.toml"), "{judgement:?}");
+    assert!(judgement.advice.contains("limits.disk_rate"), "{judgement:?}");
+    slow.stalls.last_mut().unwrap().seconds = 0.3;
+    assert_eq!(of_layer(slow).bottleneck, Bottleneck::Disk);
+}
+
+#[test]
 fn the_hashes() {
     let mut plain =
         busy_layer(0.2, 9.0, [0.1, 2.0, 0.2, 0.5, 11.0, 1.0], [0.0, 0.0, 0.0, 0.3, 7.0]);

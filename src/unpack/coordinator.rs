@@ -18,6 +18,7 @@ use super::files::{Attributes, Item, Label, LargeFile, Rules, What, open_root, p
 use super::queue::Queue;
 use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
+use crate::budget::rate::RateLimit;
 use crate::sys::xattrs;
 use crate::timeline::{LayerRecorder, Phase};
 
@@ -38,6 +39,20 @@ const LINKS_WAITING_BYTES: usize = 4 << 20;
 enum Job {
     Batch(Vec<Item>),
     Piece { file: Arc<LargeFile>, offset: u64, bytes: Bytes },
+}
+
+impl Job {
+    /// What it writes.
+    fn bytes(&self) -> u64 {
+        let of_item = |item: &Item| match &item.what {
+            What::File { pieces, .. } => pieces.iter().map(|(_, piece)| piece.len() as u64).sum(),
+            _ => 0,
+        };
+        match self {
+            Self::Batch(items) => items.iter().map(of_item).sum(),
+            Self::Piece { bytes, .. } => bytes.len() as u64,
+        }
+    }
 }
 
 /// Unpacks a layer into `dest`, an existing empty directory that becomes the layer's root (0755).
@@ -72,7 +87,7 @@ pub fn unpack(
         let writers: io::Result<Vec<_>> = (0..options.writers.max(1))
             .map(|_| {
                 let name = "unpack-writer".to_owned();
-                let run = || write(&queue, rules, recorder);
+                let run = || write(&queue, rules, &options.rate, recorder);
                 std::thread::Builder::new().name(name).spawn_scoped(scope, run)
             })
             .collect();
@@ -116,7 +131,7 @@ impl Drop for Leave<'_> {
 }
 
 /// A writer's life.
-fn write(queue: &Queue<Job>, rules: Rules, recorder: &LayerRecorder) {
+fn write(queue: &Queue<Job>, rules: Rules, rate: &RateLimit, recorder: &LayerRecorder) {
     // The umask belongs to the whole process, unless a thread parts from it. Where it may not,
     // modes are set one by one.
     let own_umask = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_ok();
@@ -124,24 +139,19 @@ fn write(queue: &Queue<Job>, rules: Rules, recorder: &LayerRecorder) {
         umask(Mode::empty());
     }
     queue.work(|job| {
+        let bytes = job.bytes();
+        super::wait_to_write(rate, bytes, recorder);
         let _timing = recorder.time(Phase::Write);
         match job {
             Job::Batch(items) => {
-                let mut bytes = 0;
                 for mut item in items {
                     item.attributes.set_mode |= !own_umask;
-                    if let What::File { pieces, .. } = &item.what {
-                        bytes += pieces.iter().map(|(_, piece)| piece.len() as u64).sum::<u64>();
-                    }
                     item.make(rules)?;
                 }
-                recorder.bytes(Phase::Write, bytes);
             }
-            Job::Piece { file, offset, bytes } => {
-                file.write(offset, &bytes, rules)?;
-                recorder.bytes(Phase::Write, bytes.len() as u64);
-            }
+            Job::Piece { file, offset, bytes } => file.write(offset, &bytes, rules)?,
         }
+        recorder.bytes(Phase::Write, bytes);
         Ok(())
     });
 }
