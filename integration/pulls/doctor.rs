@@ -259,6 +259,70 @@ async fn credentials_that_a_registry_does_not_take() {
     .await;
 }
 
+/// Every source that has something is named in its order, and a helper, which may ask a person or a cloud, is run once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_credentials_for_an_image() {
+    let server = FaultyRegistry::start().await;
+    let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("one", 100_000))]);
+    server.script(|request, reply| {
+        let right = format!("Basic {}", BASE64_STANDARD.encode("u:from-the-helper"));
+        if request.header("authorization") == Some(&right) {
+            return reply;
+        }
+        Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"r\"")
+    });
+    let host = server.host.clone();
+    blocking(move || {
+        let helper = serde_json::json!({ "credsStore": "hoistdoctor" });
+        let daemon = Daemon::start("", &helper);
+        let home = daemon.home.path();
+        let program = home.join("docker-credential-hoistdoctor");
+        let doctor = |script: &str| {
+            let script = format!("#!/bin/sh\necho asked >> {}/asked\n{script}\n", home.display());
+            std::fs::write(&program, script).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+            let path = format!("{}:{}", home.display(), std::env::var("PATH").unwrap());
+            let arguments = ["doctor", "--json", "--no-disk-test", "--image", &image];
+            let output = daemon.command(&arguments).env("PATH", path).output().unwrap();
+            let checks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+            let asked = std::fs::read_to_string(home.join("asked")).unwrap();
+            assert_eq!(asked, "asked\n", "the helper is asked once");
+            std::fs::remove_file(home.join("asked")).unwrap();
+            let of =
+                |name: &str| checks.iter().find(|check| check["name"] == name).unwrap().clone();
+            (of("credentials for it")["found"].as_str().unwrap().to_owned(), of("registry"))
+        };
+        let answer = "echo '{\"Username\":\"u\",\"Secret\":\"from-the-helper\"}'";
+        let file = home.join("config.json").display().to_string();
+        let (found, registry) = doctor(answer);
+        assert_eq!(found, format!("{host}: {file}"));
+        assert_eq!(registry["verdict"], "ok", "{registry}");
+
+        let (found, registry) = doctor("echo credentials not found; exit 1");
+        assert_eq!(found, format!("{host}: no credentials"));
+        assert_eq!(registry["verdict"], "wrong", "{registry}");
+
+        // A helper that fails is told with what it says, and a pull secret comes after it.
+        let secrets = home.join("secrets");
+        std::fs::create_dir(&secrets).unwrap();
+        let entry = serde_json::json!({ "username": "u", "password": "from-the-helper" });
+        let secret = serde_json::json!({ "auths": { (host.clone()): entry } });
+        std::fs::write(secrets.join("team.json"), secret.to_string()).unwrap();
+        let _changed = Changed::new(&home.join("hoist.toml"), |text| {
+            text.replace("[registry]", &format!("[registry]\nkubernetes_secrets = [{secrets:?}]"))
+        });
+        let (found, registry) = doctor("echo no session >&2; exit 3");
+        assert!(
+            found.starts_with(&format!("{host}: {file} (")) && found.contains("no session"),
+            "{found}"
+        );
+        assert!(found.ends_with("team.json") && found.contains(", then "), "{found}");
+        assert_eq!(registry["verdict"], "ok", "{registry}");
+        assert!(!found.contains("from-the-helper"), "{found}");
+    })
+    .await;
+}
+
 #[test]
 fn with_containerd_1() {
     on(Generation::One, "with_containerd_1");

@@ -13,7 +13,8 @@ mod ecr;
 mod keychain;
 mod kubernetes;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -121,7 +122,13 @@ pub(super) struct Credentials {
     docker: Option<docker::DockerConfig>,
     kubernetes: kubernetes::Secrets,
     ecr: Option<ecr::Ecr>,
+    /// What docker's source had for a host when it was asked only who has some: for the walk that
+    /// comes next. A helper may ask a person, or a cloud, and is not run twice for one look.
+    noted: Mutex<HashMap<String, Found>>,
 }
+
+/// What a source has for a place, or its name and why it fails.
+type Found = Result<Vec<Candidate>, (String, String)>;
 
 impl Credentials {
     /// Credentials from all sources that are configured.
@@ -131,6 +138,7 @@ impl Credentials {
             docker: settings.docker_config.clone().map(docker::DockerConfig::new),
             kubernetes: kubernetes::Secrets::new(settings.kubernetes_secrets.clone()),
             ecr: settings.ecr.then(|| ecr::Ecr::new(settings.ca_files.clone())),
+            noted: Mutex::default(),
         }
     }
 
@@ -152,12 +160,21 @@ impl Credentials {
         format!("none of the credentials for {host} does it. {told}")
     }
 
-    /// What one source has for a place.
-    async fn of(
-        &self,
-        source: Source,
-        place: Place<'_>,
-    ) -> Result<Vec<Candidate>, (String, String)> {
+    fn noted(&self) -> MutexGuard<'_, HashMap<String, Found>> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What one source has for a place, once more or as it was noted.
+    async fn of(&self, source: Source, place: Place<'_>) -> Found {
+        let noted = (source == Source::Docker).then(|| self.noted().remove(place.host)).flatten();
+        match noted {
+            Some(found) => found,
+            None => self.ask(source, place).await,
+        }
+    }
+
+    /// Asks one source what it has for a place.
+    async fn ask(&self, source: Source, place: Place<'_>) -> Found {
         let from = |name: String, credential, expires| Candidate {
             origin: Origin { source, name },
             credential,
@@ -212,11 +229,15 @@ impl Credentials {
     }
 
     /// The names of those sources that have something for a place, in the order of trying, and what
-    /// those say that fail. No secret.
+    /// those say that fail. No secret. The next walk does not run docker's helper again.
     pub(super) async fn sources(&self, place: Place<'_>) -> Vec<String> {
         let mut told = Vec::new();
         for source in ORDER {
-            match self.of(source, place).await {
+            let found = self.ask(source, place).await;
+            if source == Source::Docker {
+                self.noted().insert(place.host.to_owned(), found.clone());
+            }
+            match found {
                 Ok(found) => told.extend(found.into_iter().map(|one| one.origin.name)),
                 Err((origin, error)) => told.push(format!("{origin} ({error})")),
             }
