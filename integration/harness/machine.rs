@@ -3,6 +3,7 @@
 //! The root is the test bed's, copied; hoist is installed in it as the README says. The network is that of this machine,
 //! so that the registry on loopback is there too. Commands are run inside by entering the namespaces of its first process.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -21,7 +22,16 @@ pub(crate) struct Machine {
     /// Its root, from outside.
     pub(crate) root: PathBuf,
     leader: String,
+    groups: Groups,
     _nspawn: Daemon,
+}
+
+/// Where a machine has its control groups.
+enum Groups {
+    /// In those of this machine.
+    AsHere,
+    /// In the unified hierarchy, in a group of this name.
+    Own(String),
 }
 
 impl House {
@@ -50,11 +60,49 @@ impl House {
         Some(root)
     }
 
+    /// A copy of a Debian as its installer leaves it: apt, no containerd, no hoist; `None`, said loudly, where there is none.
+    pub(crate) fn clean_debian(&self, suite: &str, test: &str) -> Option<PathBuf> {
+        let Some(bed) = prepare("clean") else {
+            skipped(test, "no clean Debian could be made (see above)");
+            return None;
+        };
+        let root = self.scratch.path().join("root");
+        must(Command::new("cp").arg("-a").arg(bed.join("clean").join(suite)).arg(&root));
+        Some(root)
+    }
+
     /// Boots the system in `root`; `None`, said loudly, where no systemd can be booted on this machine.
     pub(crate) fn boot(&self, root: PathBuf, test: &str) -> Option<Machine> {
-        let mut command = own(&root, "systemd-nspawn");
+        let nspawn = own(&root, "systemd-nspawn");
+        self.start(nspawn, Groups::AsHere, root, test)
+    }
+
+    /// The same for a systemd that knows version 2 of the control groups alone, whatever this machine has: the kernel has both.
+    pub(crate) fn boot_unified(&self, root: PathBuf, test: &str) -> Option<Machine> {
+        if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            return self.boot(root, test);
+        }
+        let name = format!("hoist-{}", std::process::id());
+        let nspawn = own(&root, "systemd-nspawn");
+        let mut command = Command::new("unshare");
+        let enter = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; mkdir /sys/fs/cgroup/$0; \
+                     echo $$ >/sys/fs/cgroup/$0/cgroup.procs; exec \"$@\"";
+        command.args(["--mount", "sh", "-ec", enter, &name]);
+        command.arg(nspawn.get_program()).args(nspawn.get_args());
+        self.start(command, Groups::Own(name), root, test)
+    }
+
+    fn start(
+        &self,
+        mut command: Command,
+        groups: Groups,
+        root: PathBuf,
+        test: &str,
+    ) -> Option<Machine> {
         let name = format!("--machine=hoist-{}", std::process::id());
         command.arg("--directory").arg(&root).args(["--boot", "--console=pipe", &name]);
+        // The clock of a clean root is its own, for packages to set up.
+        command.arg("--timezone=off");
         // There is no systemd around it that it could tell of itself.
         command.args(["--register=no", "--keep-unit"]);
         // runc does in there what it does elsewhere.
@@ -64,7 +112,7 @@ impl House {
         let began = Instant::now();
         while began.elapsed() < BOOT_PATIENCE {
             if let Some(leader) = child_of(nspawn.id()) {
-                let machine = Machine { root: root.clone(), leader, _nspawn: nspawn };
+                let machine = Machine { root: root.clone(), leader, groups, _nspawn: nspawn };
                 return machine.settle(began).or_else(|| {
                     skipped(test, "systemd does not boot in systemd-nspawn on this machine");
                     None
@@ -81,6 +129,12 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // Without the way through all units' ends, for which containers' shims take their time.
         let _ = self.inside("systemctl --force --force poweroff");
+        if let Groups::Own(name) = &self.groups {
+            let sweep = "mount -t cgroup2 none /sys/fs/cgroup; \
+                         for n in 1 2 3 4 5 6 7 8 9; do find /sys/fs/cgroup/$0 -depth -type d -exec rmdir {} + && break; sleep 1; done";
+            let mut command = Command::new("unshare");
+            let _ = command.args(["--mount", "sh", "-c", sweep, name]).output();
+        }
     }
 }
 
@@ -108,6 +162,37 @@ impl Machine {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let output = command.env("PATH", path).stdin(std::process::Stdio::null()).output();
         output.expect("util-linux is part of the test bed")
+    }
+
+    /// What somebody at a terminal inside sees who types this and answers a question with yes; panics where it fails.
+    pub(crate) fn typed(&self, command: &str) -> String {
+        // A terminal of this machine, which the command inside inherits.
+        let entered = format!(
+            "exec timeout --foreground {COMMAND_SECONDS} nsenter -a -t {} env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+             HOME=/root LC_ALL=C TERM=dumb DEBIAN_FRONTEND=noninteractive sh -c 'cd; eval \"$1\"' sh \"$TYPED\"",
+            self.leader
+        );
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &entered, "/dev/null"]);
+        script.env("TYPED", command).stdin(std::process::Stdio::piped());
+        script.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut running = script.spawn().expect("bsdutils is part of Debian");
+        let mut keyboard = running.stdin.take().expect("it is piped");
+        // Again and again, since some throw away what was typed before they asked; until nobody is there to read it.
+        std::thread::spawn(move || {
+            while keyboard.write_all(b"y\n").is_ok() {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let output = running.wait_with_output().expect("our own child can be waited for");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "{command}: {}\n{text}\n{}",
+            output.status,
+            self.journal()
+        );
+        text
     }
 
     /// Runs a script inside and gives its output; panics, with the journal, where it fails.
