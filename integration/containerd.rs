@@ -22,6 +22,8 @@ mod images;
 mod keychain;
 #[path = "containerd/prefetch.rs"]
 mod prefetch;
+#[path = "containerd/space.rs"]
+mod space;
 
 /// The forms of an image's layers, and what hoist makes of them.
 const FORMS: [(&str, &str); 5] = [

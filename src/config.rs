@@ -119,9 +119,13 @@ pub struct Limits {
     pub max_unpacked_bytes: u64,
     /// What all pulls together may write in a second; `None`: as much as the disk takes.
     pub disk_bytes_per_second: Option<u64>,
+    /// What has to stay free of the root's file system.
+    pub min_free: MinFree,
     /// What the threads that unpack and write layers yield to.
     pub writers: Priority,
 }
+
+pub use crate::unpack::MinFree;
 
 pub use crate::sys::priority::{IoClass, Priority};
 
@@ -287,6 +291,7 @@ impl Config {
                 decompress_threads: cores,
                 max_unpacked_bytes: 128 << 30,
                 disk_bytes_per_second: None,
+                min_free: MinFree::Auto,
                 writers: Priority::default(),
             },
             fetch: Fetch {

@@ -61,6 +61,7 @@ use ledger::Ledger;
 use records::NewSnapshot;
 
 use crate::metrics::{FallbackMetrics, MetadataMetrics};
+use crate::sys::space::Space;
 
 /// What to do when a layer is not there in time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -150,15 +151,6 @@ pub struct Statistics {
     pub fallbacks: u64,
     /// Those of them that came without the labels that name image and layer.
     pub unlabelled: u64,
-}
-
-/// A file system.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Disk {
-    /// All of it.
-    pub size_bytes: u64,
-    /// What may still be written.
-    pub available_bytes: u64,
 }
 
 /// A root directory with snapshots and layer trees. Its methods block for milliseconds unless they
@@ -388,15 +380,9 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn disk(&self) -> Result<Disk, Error> {
+    pub fn disk(&self) -> Result<Space, Error> {
         let root = self.layout.root();
-        let found = nix::sys::statvfs::statvfs(root)
-            .map_err(|errno| Error::io("asking for the free space of", root)(errno.into()))?;
-        let fragment = found.fragment_size();
-        Ok(Disk {
-            size_bytes: found.blocks() * fragment,
-            available_bytes: found.blocks_available() * fragment,
-        })
+        Space::of(root).map_err(Error::io("asking for the free space of", root))
     }
 
     /// Who owns the root of a new layer: the mapped root, else whoever owns the layer below.

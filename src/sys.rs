@@ -6,4 +6,5 @@ pub mod inflate;
 pub mod priority;
 pub mod processors;
 pub mod sha256;
+pub mod space;
 pub mod xattrs;

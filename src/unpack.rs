@@ -30,7 +30,7 @@ use crate::archive::{ArchiveError, PathError};
 use crate::budget::rate::RateLimit;
 use crate::erofs::ImageError;
 use crate::sys::priority::Priority;
-use crate::timeline::{LayerRecorder, Limit, Stall};
+use crate::timeline::{LayerRecorder, Limit, Phase, Stall};
 
 mod coordinator;
 mod directories;
@@ -38,11 +38,13 @@ mod files;
 mod image;
 mod merge;
 mod queue;
+mod room;
 mod settle;
 
 pub use coordinator::unpack;
 pub use image::{ImageLabel, unpack_image};
 pub use merge::merge;
+pub use room::{MinFree, NoRoom, Room};
 pub use settle::{Settled, implied_metadata, settle, settle_image};
 
 /// Symbolic links followed for one name; containerd's number.
@@ -84,6 +86,8 @@ pub struct Options {
     /// What all that share it may write in a second: the data of files, not what the file system
     /// makes of their names and metadata.
     pub rate: RateLimit,
+    /// The file system that is written to, with what has to stay free of it.
+    pub room: Room,
     /// What whoever calls should run the unpacking with, on a thread of its own; writers inherit it.
     pub priority: Priority,
 }
@@ -100,14 +104,20 @@ impl Default for Options {
             // Some three million entries.
             image_tree_bytes: 512 << 20,
             rate: RateLimit::default(),
+            room: Room::default(),
             priority: Priority::default(),
         }
     }
 }
 
-/// Waits until so many bytes may be written.
-fn wait_to_write(rate: &RateLimit, bytes: u64, recorder: &LayerRecorder) {
-    let Some(turn) = rate.take(bytes) else { return };
+/// Waits until so many bytes may be written, of which `space` are taken on disk.
+fn wait_to_write(
+    (rate, room): (&RateLimit, &Room),
+    (bytes, space): (u64, u64),
+    recorder: &LayerRecorder,
+) -> Result<(), NoRoom> {
+    room.write(space, recorder.counted(Phase::Write))?;
+    let Some(turn) = rate.take(bytes) else { return Ok(()) };
     let from = std::time::Instant::now();
     turn.block();
     recorder.stalled(Stall::DiskRate, from);
@@ -116,6 +126,7 @@ fn wait_to_write(rate: &RateLimit, bytes: u64, recorder: &LayerRecorder) {
         bytes_per_second: turn.bytes_per_second,
         registry: None,
     });
+    Ok(())
 }
 
 impl Options {
@@ -209,6 +220,9 @@ pub enum UnpackError {
         /// What is wrong.
         source: ImageError,
     },
+    /// Too little would stay free.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// A writer thread ended by a panic; a defect of hoist.
     #[error("a writer thread ended by a panic; please report it")]
     Panicked,
@@ -224,7 +238,22 @@ impl UnpackError {
             | Self::ImageTree { .. }
             | Self::Tree { .. }
             | Self::Image { .. }
+            | Self::NoRoom(_)
             | Self::Panicked => false,
+        }
+    }
+
+    /// Whether the disk is full, or as full as it may be.
+    pub fn is_no_space(&self) -> bool {
+        let full = |source: &io::Error| {
+            source.raw_os_error().is_some_and(|code| [libc::ENOSPC, libc::EDQUOT].contains(&code))
+        };
+        match self {
+            Self::NoRoom(_) => true,
+            Self::Entry { source, .. }
+            | Self::Tree { source, .. }
+            | Self::Image { source: ImageError::Io { source, .. }, .. } => full(source),
+            _ => false,
         }
     }
 
@@ -239,7 +268,7 @@ impl UnpackError {
         | Self::Tree { source, .. }
         | Self::Image { source: ImageError::Io { source, .. }, .. }) = self
         else {
-            return matches!(self, Self::Panicked);
+            return matches!(self, Self::Panicked | Self::NoRoom(_));
         };
         let codes = [
             libc::ENOSPC,

@@ -123,7 +123,8 @@ impl Hoistd {
     pub(crate) fn mounted(&self) -> Vec<PathBuf> {
         let table = std::fs::read_to_string("/proc/self/mountinfo").expect("Linux has it");
         let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-        points.filter(|point| point.starts_with(self.root())).collect()
+        let root = self.root();
+        points.filter(|point| point.starts_with(&root) && *point != root).collect()
     }
 
     /// The directories under `root/trees` and `root/snapshots`: what is stored now.

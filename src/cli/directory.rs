@@ -16,6 +16,7 @@ use crate::pull::{Puller, Settings};
 use crate::registry::Registry;
 use crate::timeline::{History, PullReport};
 use crate::units::Rate;
+use crate::unpack;
 
 /// Pulls into `dest`.
 pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result<(), CliError> {
@@ -70,7 +71,8 @@ async fn run(
     fetcher.restrain(&config.restraints());
     let settings = Settings {
         layers_at_once: config.limits.layers_at_once,
-        unpack: config.unpack_options(),
+        // limits.min_free is about the daemon's root, not about wherever this goes.
+        unpack: unpack::Options { room: unpack::Room::default(), ..config.unpack_options() },
         decompression: config.decompression(&budget),
         platform,
         on_end: Arc::new(|_| ()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::reader::{Document, Section};
 use super::{
     Backend, Cleanup, Config, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log, LogFormat,
-    Metrics, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync, parse_duration,
+    Metrics, MinFree, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync, parse_duration,
     parse_size,
 };
 use crate::units::Rate;
@@ -92,6 +92,7 @@ fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
         max_unpacked_bytes: size(s, "max_unpacked", defaults.max_unpacked_bytes, (MIB, 64 * TIB)),
         // Less would keep a writer waiting for seconds with its buffers.
         disk_bytes_per_second: rate(s, "disk_rate", defaults.disk_bytes_per_second, MIB),
+        min_free: min_free(s, "min_free", defaults.min_free),
         writers: Priority {
             nice: u8::try_from(number(s, "writers_nice", defaults.writers.nice.into(), (0, 19)))
                 .expect("19 fits"),
@@ -306,6 +307,23 @@ fn rate(
         value.mistake(format_args!("{text:?} is less than {}/s", show_size(least)));
     }
     Some(bytes)
+}
+
+fn min_free(section: &mut Section<'_, '_>, key: &'static str, default: MinFree) -> MinFree {
+    let Some(value) = section.value(key) else { return default };
+    let Some(text) = value.string() else { return default };
+    if text == "auto" {
+        return MinFree::Auto;
+    }
+    let percent = text.strip_suffix('%').map(|number| number.trim().parse::<u8>().ok());
+    match percent.map(|percent| percent.filter(|&percent| percent < 100)) {
+        Some(Some(percent)) => return MinFree::Percent(percent),
+        None if let Ok(bytes) = parse_size(text) => return MinFree::Bytes(bytes),
+        _ => value.mistake(format_args!(
+            "{text:?} has to be a size, as \"2GiB\", a share below 100, as \"5%\", or \"auto\""
+        )),
+    }
+    default
 }
 
 fn io_class(

@@ -77,6 +77,7 @@ impl Config {
             // Half a million entries at the default. They come out of what fetches would take.
             image_tree_bytes: self.budget().total() / 2,
             rate: RateLimit::new(self.limits.disk_bytes_per_second),
+            room: unpack::Room::of(&self.root, self.limits.min_free),
             priority: self.limits.writers,
             ..unpack::Options::default()
         }

@@ -198,6 +198,23 @@ fn wrong_limits_on_bytes_a_second_are_told_with_the_way_out() {
 }
 
 #[test]
+fn what_has_to_stay_free() {
+    let read = |value: &str| Config::parse(&format!("[limits]\nmin_free = {value}\n"), defaults());
+    for (text, means) in [
+        ("\"auto\"", MinFree::Auto),
+        ("\"2GiB\"", MinFree::Bytes(2 << 30)),
+        ("\"0B\"", MinFree::Bytes(0)),
+        ("\"15 %\"", MinFree::Percent(15)),
+    ] {
+        assert_eq!(read(text).expect("it is right").limits.min_free, means);
+    }
+    for wrong in ["\"100%\"", "\"-1%\"", "\"2GB\"", "\"much\""] {
+        let told = read(wrong).expect_err("it is wrong")[0].to_string();
+        assert!(told.starts_with("line 2: limits.min_free: ") && told.contains("\"5%\""), "{told}");
+    }
+}
+
+#[test]
 fn units() {
     assert_eq!(parse_size("1TiB"), Ok(1 << 40));
     assert_eq!(parse_size("17 B"), Ok(17));

@@ -14,7 +14,7 @@ use super::error::DaemonError;
 use super::observe;
 use crate::budget::Budget;
 use crate::budget::rate::RateLimit;
-use crate::config::{Config, OnError};
+use crate::config::{Config, MinFree, OnError};
 use crate::fetch::Fetcher;
 use crate::image::Platform;
 use crate::metrics::{Metrics, RateNow};
@@ -24,7 +24,7 @@ use crate::pull::{self, PullError, Puller};
 use crate::registry::{self, Keychain, Registry};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
 use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
-use crate::unpack;
+use crate::unpack::{self, UnpackError};
 
 /// The rooms below, as one thing.
 pub(super) struct Engine {
@@ -40,6 +40,7 @@ pub(super) struct Engine {
     fetcher: Option<Fetcher>,
     /// Of all that pulls write.
     disk_rate: RateLimit,
+    min_free: MinFree,
     on_error: OnError,
     /// What a kubelet passed.
     pub(super) keychain: Keychain,
@@ -97,6 +98,7 @@ impl Engine {
             traces,
             fetcher,
             disk_rate,
+            min_free: config.limits.min_free,
             on_error,
             keychain,
         })
@@ -141,6 +143,7 @@ impl Engine {
         self.metrics.rates.now(self.rates());
         let disk = self.snapshots.disk()?;
         self.metrics.store.disk(disk.size_bytes, disk.available_bytes);
+        self.metrics.store.min_free(self.min_free.bytes(disk.size_bytes));
         for (kind, count) in self.snapshots.kinds()? {
             self.metrics.store.snapshots(kind.as_str(), count);
         }
@@ -269,6 +272,18 @@ fn refusal(error: &PullError, on_error: OnError) -> ClaimError {
         tracing::error!(error = text, "an image's bytes are not what it promises");
         return ClaimError::Failed { message: text };
     }
+    if error.is_no_space() {
+        // containerd would write the compressed layer beside the unpacked one: it fills what is left.
+        let message = match error {
+            PullError::NoRoom { .. } => text,
+            PullError::Unpack { source, .. } if matches!(**source, UnpackError::NoRoom(_)) => text,
+            _ => format!(
+                "{text}; remove images or give hoist's root a larger volume, and pull again"
+            ),
+        };
+        tracing::error!(error = message, "the disk is full, or as full as it may be");
+        return ClaimError::Failed { message };
+    }
     match on_error {
         OnError::Fallback => ClaimError::Fallback { reason: text },
         OnError::Fail => ClaimError::Failed { message: text },
@@ -290,6 +305,42 @@ mod tests {
             assert!(message.contains(&expected.to_string()), "{message}");
             assert!(message.contains(&actual.to_string()), "{message}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_never_falls_back() {
+        let path = std::path::PathBuf::from("/root");
+        let room = unpack::NoRoom {
+            path,
+            available_bytes: 1,
+            min_free_bytes: 2,
+            needed_bytes: 3,
+            begun: false,
+        };
+        let refused = PullError::NoRoom { image: "image".to_owned(), source: room.clone() };
+        let stopped = |source| PullError::Unpack {
+            layer: BlobDigest(Sha256::of(b"a")),
+            source: Arc::new(source),
+        };
+        let full = UnpackError::Tree {
+            what: "write",
+            path: "/root/x".into(),
+            source: std::io::Error::from_raw_os_error(libc::ENOSPC),
+        };
+        for error in [refused, stopped(UnpackError::NoRoom(room)), stopped(full)] {
+            assert_eq!(error.kind(), "no_space");
+            let answer = refusal(&error, OnError::Fallback);
+            let ClaimError::Failed { message } = answer else { panic!("{answer:?}") };
+            assert!(message.contains("remove images"), "{message}");
+            assert!(message.contains("pull again"), "{message}");
+        }
+        let broken = UnpackError::Tree {
+            what: "write",
+            path: "/root/x".into(),
+            source: std::io::Error::from_raw_os_error(libc::EIO),
+        };
+        let answer = refusal(&stopped(broken), OnError::Fallback);
+        assert!(matches!(answer, ClaimError::Fallback { .. }), "{answer:?}");
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub struct StoreMetrics {
     connections_in_use: IntGauge,
     disk: IntGauge,
     disk_available: IntGauge,
+    min_free: IntGauge,
 }
 
 impl StoreMetrics {
@@ -130,6 +131,11 @@ impl StoreMetrics {
                 "hoist_filesystem_available_bytes",
                 "What is free of it.",
             ),
+            min_free: gauge(
+                registry,
+                "hoist_filesystem_min_free_bytes",
+                "What has to stay free of it: no pull goes below.",
+            ),
         }
     }
 
@@ -161,5 +167,10 @@ impl StoreMetrics {
     pub fn disk(&self, size_bytes: u64, available_bytes: u64) {
         self.disk.set(to_i64(size_bytes));
         self.disk_available.set(to_i64(available_bytes));
+    }
+
+    /// Sets what has to stay free of it.
+    pub fn min_free(&self, bytes: u64) {
+        self.min_free.set(to_i64(bytes));
     }
 }

@@ -30,6 +30,7 @@ fn full() -> Metrics {
     metrics.store.trees(2, 300, 100);
     metrics.store.connections(8, 1);
     metrics.store.disk(1000, 10);
+    metrics.store.min_free(50);
     metrics
 }
 

@@ -7,7 +7,7 @@ use crate::fetch::FetchError;
 use crate::image::{BlobDigest, DiffId, ManifestError};
 use crate::pull::trees::StoreError;
 use crate::registry::RegistryError;
-use crate::unpack::UnpackError;
+use crate::unpack::{NoRoom, UnpackError};
 
 /// Why a layer or an image could not be pulled. Cheap to clone: everybody who waits for a job gets
 /// the same answer.
@@ -101,6 +101,14 @@ pub enum PullError {
         /// What the unpacker says.
         source: Arc<UnpackError>,
     },
+    /// Too little would stay free.
+    #[error("{image}: {source}")]
+    NoRoom {
+        /// The image.
+        image: String,
+        /// What there is, and what would be needed.
+        source: NoRoom,
+    },
     /// The place where layers are kept failed.
     #[error(transparent)]
     Store(Arc<StoreError>),
@@ -133,9 +141,21 @@ impl PullError {
         }
     }
 
+    /// Whether the disk is full, or as full as it may be. Another way of pulling would fill it too.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Unpack { source, .. } => source.is_no_space(),
+            Self::Store(source) => source.is_no_space(),
+            _ => false,
+        }
+    }
+
     /// The word for it in metrics' labels; one of a fixed few.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::NoRoom { .. } => "no_space",
+            _ if self.is_no_space() => "no_space",
             Self::Reference { .. } => "reference",
             Self::Registry { .. } => "registry",
             Self::Manifest { .. } => "manifest",

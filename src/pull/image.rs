@@ -199,6 +199,11 @@ fn start_layers(
             own.state(LayerState::Failed(unsupported(layer).to_string()));
         }
     }
+    let expected = orders.iter().map(|(_, order)| means.jobs.expected(order)).sum();
+    means
+        .jobs
+        .admit(expected)
+        .map_err(|source| PullError::NoRoom { image: reference.to_string(), source })?;
     orders.sort_by_key(|(_, order)| std::cmp::Reverse(order.layer.size));
     for (index, order) in orders {
         let job = means.jobs.join(order);

@@ -24,7 +24,7 @@ use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
 use crate::registry::Blob;
 use crate::timeline::{LayerRecorder, LayerState, Phase, Stall};
-use crate::unpack::{self, Summary};
+use crate::unpack::{self, NoRoom, Summary};
 
 /// What a job makes: the tree of a DiffID, to be shared, or one more tree of it whose implied
 /// directories are settled as the given bytes say.
@@ -209,6 +209,19 @@ impl Jobs {
         Interest { key, jobs: Arc::clone(&self.0), cancel, outcome, recorder, standing }
     }
 
+    /// What an order's layer is expected to take on disk; nothing where somebody makes it already.
+    pub(super) fn expected(&self, order: &Order) -> u64 {
+        if self.0.running().contains_key(&order.key) {
+            return 0;
+        }
+        self.0.unpack.room.expected(order.key.diff_id, order.layer.size)
+    }
+
+    /// Whether layers may begin that are expected to take so many bytes.
+    pub(super) fn admit(&self, bytes: u64) -> Result<(), NoRoom> {
+        self.0.unpack.room.admit(bytes)
+    }
+
     fn promote(&self, standing: &Standing) {
         standing.promote();
         // It may be waiting where its class was bounded.
@@ -297,6 +310,7 @@ impl Shared {
         order.recorder.spent(Phase::Wait, from, Instant::now());
         order.recorder.state(LayerState::Running);
         let diff_id = order.key.diff_id;
+        let before = order.recorder.counted(Phase::Write);
         let store = Arc::clone(&self.store);
         let mut staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
         staged.image = staged.image.filter(|_| may_be_image);
@@ -304,9 +318,10 @@ impl Shared {
         match self.unpack(order, window_bytes, &staged, cancel).await {
             Ok(summary) => {
                 let _busy = recorder.time(Phase::Commit);
-                let store = Arc::clone(&self.store);
+                let (store, room) = (Arc::clone(&self.store), self.unpack.room.clone());
                 let publish = move || {
                     let Summary { bytes, inodes, implied, .. } = summary;
+                    room.takes(diff_id, bytes);
                     let is_image = staged.image.is_some();
                     let content = Content { is_image, bytes, inodes, implied };
                     HeldTree::pin(&*store, store.publish(staged, content)?)
@@ -314,6 +329,8 @@ impl Shared {
                 Ok(blocking(recorder.layer(), publish).await??)
             }
             Err(error) => {
+                let written = recorder.counted(Phase::Write).saturating_sub(before);
+                self.unpack.room.takes(diff_id, written);
                 let store = Arc::clone(&self.store);
                 blocking(recorder.layer(), move || store.discard(staged)).await?;
                 Err(error)

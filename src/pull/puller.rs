@@ -337,7 +337,9 @@ impl Shared {
             tokio::spawn(async move {
                 tokio::time::sleep(linger).await;
                 let mut images = shared.images();
-                if images.get(&key).is_some_and(|e| e.waiting == 0 && e.claims == claims) {
+                // Somebody who tries again and again does not keep a failure alive.
+                let over = |e: &Entry| e.claims == claims || e.failure.is_some();
+                if images.get(&key).is_some_and(|e| e.waiting == 0 && over(e)) {
                     let entry = images.remove(&key).expect("it was there a moment ago");
                     drop(images);
                     shared.let_go(entry);
@@ -349,7 +351,9 @@ impl Shared {
     fn let_go(&self, entry: Entry) {
         let all = entry.is_claimed();
         let state = match entry.failure {
-            Some(error) if error.is_integrity() => PullState::Failed(error.to_string()),
+            Some(error) if error.is_integrity() || error.is_no_space() => {
+                PullState::Failed(error.to_string())
+            }
             Some(error) => PullState::FellBack(error.to_string()),
             None if all => PullState::Done,
             None => PullState::Cancelled,

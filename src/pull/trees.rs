@@ -110,6 +110,14 @@ pub enum StoreError {
     Records(String),
 }
 
+impl StoreError {
+    /// Whether the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        source.raw_os_error().is_some_and(|code| [libc::ENOSPC, libc::EDQUOT].contains(&code))
+    }
+}
+
 /// Keeps a tree from being swept away while it is held.
 #[must_use = "the tree may be swept away as soon as the pin is dropped"]
 pub struct TreePin {

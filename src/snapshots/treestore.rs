@@ -170,6 +170,10 @@ impl Snapshots {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
+        if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
+            let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
+            return Self::Io { doing: "write the records of layer trees".to_owned(), source };
+        }
         Self::Records(error.to_string())
     }
 }
@@ -180,6 +184,7 @@ impl From<Error> for StoreError {
             Error::Io { doing, path, source } => {
                 Self::Io { doing: format!("{doing} {}", path.display()), source }
             }
+            Error::Database(source) => source.into(),
             other => Self::Records(other.to_string()),
         }
     }

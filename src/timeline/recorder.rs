@@ -128,6 +128,11 @@ impl LayerRecorder {
         }
     }
 
+    /// The bytes that have gone through `phase` until now.
+    pub fn counted(&self, phase: Phase) -> u64 {
+        self.phases[phase as usize].bytes.load(Relaxed)
+    }
+
     /// Counts a request that had to be made again.
     pub fn retried(&self) {
         self.retries.fetch_add(1, Relaxed);

@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, SFlag, umask};
 use super::directories::Directories;
 use super::files::{Attributes, Item, Label, LargeFile, Rules, What, open_root, path_in};
 use super::queue::Queue;
-use super::{Options, Summary, UnpackError, Whiteouts};
+use super::{Options, Room, Summary, UnpackError, Whiteouts};
 use crate::archive::{Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
 use crate::budget::rate::RateLimit;
 use crate::sys::xattrs;
@@ -50,6 +50,14 @@ impl Job {
         };
         match self {
             Self::Batch(items) => items.iter().map(of_item).sum(),
+            Self::Piece { bytes, .. } => bytes.len() as u64,
+        }
+    }
+
+    /// What it takes on disk, about: a small file has a block, and an inode in another.
+    fn space(&self) -> u64 {
+        match self {
+            Self::Batch(items) => self.bytes() + ITEM_SPACE_BYTES * items.len() as u64,
             Self::Piece { bytes, .. } => bytes.len() as u64,
         }
     }
@@ -87,7 +95,7 @@ pub fn unpack(
         let writers: io::Result<Vec<_>> = (0..options.writers.max(1))
             .map(|_| {
                 let name = "unpack-writer".to_owned();
-                let run = || write(&queue, rules, &options.rate, recorder);
+                let run = || write(&queue, rules, (&options.rate, &options.room), recorder);
                 std::thread::Builder::new().name(name).spawn_scoped(scope, run)
             })
             .collect();
@@ -130,8 +138,11 @@ impl Drop for Leave<'_> {
     }
 }
 
+/// What a small entry takes on disk beside its bytes, about.
+const ITEM_SPACE_BYTES: u64 = 4096;
+
 /// A writer's life.
-fn write(queue: &Queue<Job>, rules: Rules, rate: &RateLimit, recorder: &LayerRecorder) {
+fn write(queue: &Queue<Job>, rules: Rules, bounds: (&RateLimit, &Room), recorder: &LayerRecorder) {
     // The umask belongs to the whole process, unless a thread parts from it. Where it may not,
     // modes are set one by one.
     let own_umask = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_ok();
@@ -140,7 +151,7 @@ fn write(queue: &Queue<Job>, rules: Rules, rate: &RateLimit, recorder: &LayerRec
     }
     queue.work(|job| {
         let bytes = job.bytes();
-        super::wait_to_write(rate, bytes, recorder);
+        super::wait_to_write(bounds, (bytes, job.space()), recorder)?;
         let _timing = recorder.time(Phase::Write);
         match job {
             Job::Batch(items) => {

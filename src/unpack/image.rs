@@ -316,7 +316,8 @@ impl Builder<'_> {
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), UnpackError> {
         let Some(current) = &mut self.current else { return Ok(()) };
-        super::wait_to_write(&self.options.rate, bytes.len() as u64, self.recorder);
+        let (bounds, length) = ((&self.options.rate, &self.options.room), bytes.len() as u64);
+        super::wait_to_write(bounds, (length, length), self.recorder)?;
         let _timing = self.recorder.time(Phase::Write);
         current.missing -= bytes.len() as u64;
         let last = current.missing == 0;

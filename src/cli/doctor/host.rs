@@ -9,9 +9,10 @@ use nix::sys::statfs;
 
 use super::Check;
 use crate::cli::remote;
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, MinFree};
 use crate::control::{InfoRequest, InfoResponse};
 use crate::sys::clock;
+use crate::sys::space::Space;
 use crate::timeline::figures::{bytes, rate};
 
 /// What is written to measure the disk: enough to leave its cache of small writes, not long on a slow one.
@@ -20,7 +21,7 @@ const DISK_TEST_BYTES: usize = 64 << 20;
 /// Slower than the smallest general purpose volume (125 MB/s), with some room.
 const DISK_SLOW_BYTES_PER_SECOND: f64 = 80e6;
 
-/// Less free than this holds no large image more.
+/// Less free than this, beside what has to stay free, holds no large image more.
 const DISK_TIGHT_BYTES: u64 = 5_000_000_000;
 
 pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, no_disk_test: bool) {
@@ -37,7 +38,7 @@ pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, no_disk_tes
     checks.push(kernel(config.pull.backend, &kernel_has, release.trim()));
     let root = nearest(&config.root);
     checks.push(file_system(&config.root, root));
-    checks.push(space(root));
+    checks.push(space(root, config.limits.min_free));
     if !no_disk_test {
         let root = root.to_owned();
         let measured = tokio::task::spawn_blocking(move || disk(&root)).await;
@@ -196,20 +197,26 @@ fn holds_layers(file_system: &str, there: &Path, fix: String) -> Check {
     }
 }
 
-fn space(there: &Path) -> Check {
+fn space(there: &Path, min_free: MinFree) -> Check {
     const NAME: &str = "disk space";
-    let found = match nix::sys::statvfs::statvfs(there) {
-        Ok(found) => found,
-        Err(error) => return Check::wrong(NAME, error.to_string(), "see df"),
-    };
-    let free = found.blocks_available() * found.fragment_size();
-    room(free, found.blocks() * found.fragment_size())
+    match Space::of(there) {
+        Ok(found) => room(found, min_free.bytes(found.size_bytes)),
+        Err(error) => Check::wrong(NAME, error.to_string(), "see df"),
+    }
 }
 
-fn room(free: u64, all: u64) -> Check {
+fn room(found: Space, min_free: u64) -> Check {
     const NAME: &str = "disk space";
-    let told = format!("{} free of {}", bytes(free), bytes(all));
-    if free < DISK_TIGHT_BYTES {
+    let Space { size_bytes, available_bytes: free } = found;
+    let told = format!("{} free of {}", bytes(free), bytes(size_bytes));
+    if free < min_free {
+        Check::wrong(
+            NAME,
+            format!("{told}: pulls are refused, as {} have to stay free", bytes(min_free)),
+            "remove images, give the root a larger volume, or lower limits.min_free in hoist.toml",
+        )
+    } else if free < min_free + DISK_TIGHT_BYTES {
+        let told = format!("{told}, of which {} have to stay free", bytes(min_free));
         Check::warning(NAME, told, "remove images, or give the root a larger volume")
     } else {
         Check::ok(NAME, told)

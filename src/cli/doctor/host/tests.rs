@@ -113,8 +113,20 @@ fn a_file_system_that_overlay_does_not_take_is_wrong() {
 #[test]
 fn a_disk_that_is_full_or_slow_is_told() {
     let there = Path::new("/there");
-    is_well(&room(DISK_TIGHT_BYTES, 1 << 40));
-    finds(&room(DISK_TIGHT_BYTES - 1, 1 << 40), Verdict::Warning, "5.0 GB free", "remove images");
+    is_well(&room(Space { size_bytes: 1 << 40, available_bytes: DISK_TIGHT_BYTES + 7 }, 7));
+    finds(
+        &room(Space { size_bytes: 1 << 40, available_bytes: DISK_TIGHT_BYTES + 6 }, 7),
+        Verdict::Warning,
+        "5.0 GB free",
+        "remove images",
+    );
+    let full = Space { size_bytes: 1 << 40, available_bytes: 6_000_000_000 };
+    finds(
+        &room(full, 7_000_000_000),
+        Verdict::Wrong,
+        "7.0 GB have to stay free",
+        "limits.min_free",
+    );
     is_well(&quick(Ok(0.8), there));
     let slow = quick(Ok(0.9), there);
     finds(&slow, Verdict::Warning, "74.6 MB/s written and synced", "more throughput");
