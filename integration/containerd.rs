@@ -18,6 +18,8 @@ mod depth;
 mod images;
 #[path = "containerd/keychain.rs"]
 mod keychain;
+#[path = "containerd/prefetch.rs"]
+mod prefetch;
 
 /// The forms of an image's layers, and what hoist makes of them.
 const FORMS: [(&str, &str); 5] = [

@@ -15,6 +15,7 @@ mod error;
 mod inspect;
 mod install;
 mod man;
+mod prefetch;
 mod progress;
 mod pulls;
 mod remote;
@@ -104,6 +105,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
         Command::Inspect(inspect) => inspect::inspect(&inspect, load()?).await,
         Command::Install(args) => install::install(args, &load()?),
         Command::Uninstall(args) => install::uninstall(args, &load()?),
+        Command::Prefetch(args) => prefetch::prefetch(&args, &socket()?, &environment).await,
         Command::Ls(ls) => remote::ls(&ls, &socket()?).await,
         Command::Pulls(pulls) => pulls::pulls(&pulls, &socket()?, environment.no_color).await,
         Command::Simulate(simulate) => simulate::run(&simulate, load, &environment).await,

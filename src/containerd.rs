@@ -1,7 +1,10 @@
-//! Images that containerd has: which manifest a name leads to, and the blobs in its content store.
+//! Images that containerd has: which manifest a name leads to, and the blobs in its content store; and
+//! images that are put there ([`put`]).
 //!
-//! Only two calls of its API are asked (`proto/containerd/`). What is read is not verified here; whoever
+//! Only a few calls of its API are asked (`proto/containerd/`). What is read is not verified here; whoever
 //! reads a blob to its end knows its digest.
+
+pub mod put;
 
 use std::path::PathBuf;
 

@@ -23,6 +23,8 @@ mod logging;
 mod notify;
 mod observe;
 mod page;
+mod prefetch;
+mod progress;
 mod reload;
 mod signals;
 mod sockets;

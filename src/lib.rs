@@ -19,7 +19,7 @@
 //! | 1 | [`timeline`] | what happened when in a pull: phases, the report |
 //! | 1 | [`install`] | what hoist changes in Docker's and containerd's configuration: planned, written, taken back |
 //! | 1 | [`registry`] | requests: resolve, ranged GET, push; auth, credentials, hosts and mirrors |
-//! | 1 | [`containerd`] | images that containerd has, by its API |
+//! | 1 | [`containerd`] | images that containerd has, by its API; images that are put there |
 //! | 1 | [`layout`] | images in files: OCI layouts, archives of them, `docker save` |
 //! | 2 | [`fetch`] | a blob as an ordered stream: ranges, window, resume |
 //! | 2 | [`otlp`] | pulls as traces, for a collector of OpenTelemetry |

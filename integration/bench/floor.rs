@@ -127,7 +127,7 @@ impl Image {
         let reference = parse_reference(&arguments.image)?;
         let platform = Platform::host();
         let found = resolve(&registry, &reference, &Start::Reference, &platform);
-        let (plan, _) = runtime.block_on(found)?;
+        let plan = runtime.block_on(found)?.plan;
         Ok(Self { registry, fetcher, reference, plan })
     }
 

@@ -188,6 +188,15 @@ impl Containerd {
         let _ = self.ctr_process(NAMESPACE, &["content", "prune", "references"]).output();
     }
 
+    /// Removes all names of images, those that CRI gave too, and waits for the garbage collection.
+    pub(crate) fn remove_everything(&self) {
+        let names = self.ctr(NAMESPACE, &["image", "ls", "-q"]);
+        for name in names.lines() {
+            self.ctr(NAMESPACE, &["image", "rm", "--sync", name]);
+        }
+        let _ = self.ctr_process(NAMESPACE, &["content", "prune", "references"]).output();
+    }
+
     /// What containerd knows in the namespace of the tests, for the text of a failure.
     pub(crate) fn inventory(&self) -> String {
         let lists = [

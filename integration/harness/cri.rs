@@ -68,6 +68,28 @@ pub(crate) fn pull_as(
         .map_err(|status| format!("{image}: {status}"))
 }
 
+/// An image, as `ImageStatus` tells it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Image {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    /// Whether the kubelet has to keep it.
+    #[prost(bool, tag = "8")]
+    pub(crate) pinned: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    image: Option<Image>,
+}
+
+/// Asks it for `image`; `None`: it does not have it.
+pub(crate) fn image(socket: &Path, image: &str) -> Result<Option<Image>, String> {
+    call::<ImageStatusResponse>(socket, "/runtime.v1.ImageService/ImageStatus", image)
+        .map(|answer| answer.image)
+}
+
 /// Asks it to remove `image`.
 pub(crate) fn remove(socket: &Path, image: &str) -> Result<(), String> {
     call::<Empty>(socket, "/runtime.v1.ImageService/RemoveImage", image).map(|_| ())

@@ -68,6 +68,11 @@ impl Registry {
         Self { address, hosts, daemon }
     }
 
+    /// kill -9: it is gone.
+    pub(crate) fn crash(&mut self) {
+        self.daemon.crash();
+    }
+
     /// `host:port`.
     pub(crate) fn address(&self) -> &str {
         &self.address

@@ -30,6 +30,7 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Pull(Pull),
+    Prefetch(super::prefetch::Prefetch),
     /// List the layers that hoistd keeps
     Ls(Ls),
     /// Show an image's manifest: platform, layers, media types, sizes

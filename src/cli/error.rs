@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::calibrate::CalibrateError;
 use crate::config::ConfigError;
 use crate::containerd::ContainerdError;
+use crate::control::Cause;
 use crate::convert::ConvertError;
 use crate::image::ManifestError;
 use crate::install::InstallError;
@@ -54,6 +55,10 @@ pub(super) enum CliError {
     NoDaemon { socket: PathBuf, reason: String },
     #[error("hoistd: {0}")]
     Daemon(String),
+    #[error("{message}")]
+    Prefetch { message: String, cause: Cause },
+    #[error("{0}")]
+    Usage(String),
     #[error("hoistd knows no pull {0}")]
     NoSuchPull(u64),
     #[error("cannot write {}: {source}", path.display())]
@@ -82,12 +87,19 @@ impl CliError {
             | Self::Profile { .. }
             | Self::Level { .. }
             | Self::NobodyToAsk
+            | Self::Usage(_)
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
             Self::Diff(error) => convert_code(error).max(2),
             Self::NoSuchPull(_) => 3,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
+            Self::Prefetch { cause, .. } => match cause {
+                Cause::Other => 1,
+                Cause::NotFound => 3,
+                Cause::NotAuthorised => 4,
+                Cause::NotReachable => 5,
+            },
             Self::NoDaemon { .. } | Self::Calibrate(CalibrateError::Fetch { .. }) => 5,
             Self::Interrupted => 130,
             _ => 1,

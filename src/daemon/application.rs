@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ use super::logging::Level;
 use super::signals::{Ended, Signals, Wish};
 use super::sockets::{self, SocketFile};
 use super::wiring::Engine;
-use super::{cri, http, notify, reload};
+use super::{cri, http, notify, prefetch, reload};
 use crate::config::{Config, Cri, Environment};
 use crate::otlp::Exporter;
 use crate::timeline::{History, LayerState};
@@ -44,6 +45,10 @@ pub(super) struct State {
     pub(super) root: PathBuf,
     /// How long a layer that was pulled ahead of time is kept.
     pub(super) prepulled: Duration,
+    /// The containerd that images are put into, where nobody says another one.
+    pub(super) containerd: PathBuf,
+    /// Wakes whoever ends pins at their time.
+    pub(super) pins_changed: Notify,
     /// The end has begun.
     pub(super) draining: CancellationToken,
     /// All doors close.
@@ -94,6 +99,8 @@ impl Application {
             engine,
             root: config.root.clone(),
             prepulled: config.cleanup.prepulled,
+            containerd: config.cri.containerd.clone(),
+            pins_changed: Notify::new(),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
         };
@@ -129,6 +136,7 @@ impl Application {
             doors.spawn(open_to_kubelet(&state, listener, config.cri.clone()));
         }
         let watchdog = tokio::spawn(watch(Arc::clone(&state)));
+        let expiry = tokio::spawn(prefetch::expire(Arc::clone(&state)));
         notify::ready();
         tracing::info!("ready");
         loop {
@@ -163,6 +171,7 @@ impl Application {
             traces.flush(CLOSE_BOUND).await;
         }
         watchdog.abort();
+        expiry.abort();
         tracing::info!("hoistd ends");
         Ok(ended)
     }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -11,20 +11,18 @@ use tonic::{Request, Response, Status};
 
 use super::application::State;
 use super::error::DaemonError;
+use super::prefetch::{self, Order, Released};
+use super::progress::{self, json};
 use crate::control::control_server::{Control, ControlServer};
 use crate::control::{
-    InfoRequest, InfoResponse, ListPullsRequest, ListPullsResponse, ListTreesRequest,
-    ListTreesResponse, PullProgress, PullRequest, ShowPullRequest, ShowPullResponse, Tree,
+    InfoRequest, InfoResponse, ListPinsRequest, ListPinsResponse, ListPullsRequest,
+    ListPullsResponse, ListTreesRequest, ListTreesResponse, Pin as PinMessage, PrefetchRequest,
+    PullProgress, PullRequest, ReleaseRequest, ReleaseResponse, ShowPullRequest, ShowPullResponse,
+    Tree,
 };
 use crate::image::Platform;
-use crate::pull::Pulling;
-use crate::timeline::PullReport;
-
-/// How often a pull's progress is sent: often enough for a bar that moves.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Reports that may wait for a slow reader.
-const PROGRESS_QUEUE: usize = 2;
+use crate::pull::{Puller, Pulling};
+use crate::snapshots::ImagePin;
 
 /// Answers `hoist`.
 pub(super) struct ControlService(Arc<State>);
@@ -47,11 +45,8 @@ impl ControlService {
     }
 }
 
-fn json(report: &PullReport) -> String {
-    serde_json::to_string(report).expect("reports have string keys only")
-}
-
 type Progress = Result<PullProgress, Status>;
+type ProgressStream = Pin<Box<dyn tokio_stream::Stream<Item = Progress> + Send>>;
 
 #[tonic::async_trait]
 impl Control for ControlService {
@@ -128,32 +123,86 @@ impl Control for ControlService {
         Ok(Response::new(ListTreesResponse { trees: trees.collect() }))
     }
 
-    type PullStream = Pin<Box<dyn tokio_stream::Stream<Item = Progress> + Send>>;
+    type PullStream = ProgressStream;
 
     async fn pull(
         &self,
         request: Request<PullRequest>,
     ) -> Result<Response<Self::PullStream>, Status> {
         let PullRequest { image, platform } = request.into_inner();
-        let puller =
-            self.0.engine.puller.as_ref().ok_or_else(|| {
-                Status::failed_precondition("this hoistd was started with --no-pull")
-            })?;
+        let puller = self.puller()?;
+        let pulling = puller.start(&image, parse_platform(&platform)?);
+        let pulling = pulling.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (sender, receiver) = mpsc::channel(progress::QUEUE);
+        tokio::spawn(follow(Arc::clone(&self.0), pulling, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type PrefetchStream = ProgressStream;
+
+    async fn prefetch(
+        &self,
+        request: Request<PrefetchRequest>,
+    ) -> Result<Response<Self::PrefetchStream>, Status> {
+        let PrefetchRequest { image, platform, namespace, containerd, keep_seconds } =
+            request.into_inner();
+        self.puller()?;
+        let place = prefetch::place(&self.0, &image, &namespace, &containerd)?;
+        let platform = parse_platform(&platform)?;
+        let keep = (keep_seconds > 0).then(|| Duration::from_secs(keep_seconds));
+        let order = Order { place, platform, keep };
+        let begun = prefetch::begin(&self.0, &order).await?;
+        let (sender, receiver) = mpsc::channel(progress::QUEUE);
+        tokio::spawn(prefetch::follow(Arc::clone(&self.0), order, begun, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn list_pins(
+        &self,
+        _: Request<ListPinsRequest>,
+    ) -> Result<Response<ListPinsResponse>, Status> {
+        let pins = prefetch::pins(&self.0).await?;
+        Ok(Response::new(ListPinsResponse { pins: pins.into_iter().map(message).collect() }))
+    }
+
+    async fn release(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<ReleaseResponse>, Status> {
+        let ReleaseRequest { image, namespace, containerd } = request.into_inner();
+        let place = prefetch::place(&self.0, &image, &namespace, &containerd)?;
+        let Released { removed, containers } = prefetch::release(&self.0, &place).await?;
+        Ok(Response::new(ReleaseResponse { removed, containers }))
+    }
+}
+
+impl ControlService {
+    /// Who pulls, if anybody does now.
+    fn puller(&self) -> Result<&Puller, Status> {
         if self.0.draining.is_cancelled() {
             return Err(Status::unavailable("hoistd is about to end"));
         }
-        let platform = match platform.as_str() {
-            "" => None,
-            text => {
-                let parsed = text.parse::<Platform>();
-                Some(parsed.map_err(|error| Status::invalid_argument(error.to_string()))?)
-            }
-        };
-        let pulling = puller.start(&image, platform);
-        let pulling = pulling.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (sender, receiver) = mpsc::channel(PROGRESS_QUEUE);
-        tokio::spawn(follow(Arc::clone(&self.0), pulling, sender));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let puller = self.0.engine.puller.as_ref();
+        puller.ok_or_else(|| Status::failed_precondition("this hoistd was started with --no-pull"))
+    }
+}
+
+fn parse_platform(text: &str) -> Result<Option<Platform>, Status> {
+    let parsed = (!text.is_empty()).then(|| text.parse::<Platform>()).transpose();
+    parsed.map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn message(pin: ImagePin) -> PinMessage {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    PinMessage {
+        image: pin.place.image,
+        namespace: pin.place.namespace,
+        containerd: pin.place.containerd.display().to_string(),
+        digest: pin.documents.first().map(|d| d.digest.to_string()).unwrap_or_default(),
+        layers: u32::try_from(pin.layers.len()).unwrap_or(u32::MAX),
+        bytes: pin.layers.iter().map(|layer| layer.bytes).sum(),
+        pinned_at: seconds(pin.pinned_at),
+        expires_at: pin.expires_at.map_or(0, seconds),
     }
 }
 
@@ -161,26 +210,13 @@ impl Control for ControlService {
 /// `pulling` cancels it.
 async fn follow(state: Arc<State>, pulling: Pulling, sender: mpsc::Sender<Progress>) {
     let recorder = Arc::clone(pulling.recorder());
-    let progress =
-        |done, error| PullProgress { report_json: json(&recorder.report().judged()), done, error };
-    let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-    let mut trees = std::pin::pin!(pulling.trees());
-    let ended = loop {
-        tokio::select! {
-            ended = &mut trees => break ended,
-            () = sender.closed() => return,
-            _ = ticks.tick() => {
-                // A reader that is slow gets the next one.
-                let _ = sender.try_send(Ok(progress(false, String::new())));
-            }
-        }
-    };
+    let Some(ended) = progress::tell(&recorder, &sender, pulling.trees()).await else { return };
     if let Err(error) = &ended {
         state.engine.metrics.pulls.failed(error.kind());
     }
-    let error = ended.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let error = ended.as_ref().err().map(|error| (error.to_string(), progress::cause(error)));
     // A client that has gone does not need to hear it.
-    let _ = sender.send(Ok(progress(true, error))).await;
+    let _ = sender.send(Ok(progress::last(&recorder, error))).await;
     drop(sender);
     if let Ok(trees) = ended {
         // No snapshot refers to them yet: held until containerd pulls the image, or nobody does.
