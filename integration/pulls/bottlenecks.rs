@@ -58,6 +58,7 @@ fn engine(
         unpack: unpack::Options { writers: 2, ..unpack::Options::default() },
         decompression: Decompression { pool: None, window_bytes: ORDINARY_WINDOW_BYTES },
         platform: Platform::host(),
+        keeper: None,
         on_end: Arc::new(|_| ()),
     };
     let bounds = Bounds { connections: CONNECTIONS, chunk_bytes, writers: 2, memory_bytes };

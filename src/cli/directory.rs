@@ -62,6 +62,7 @@ async fn run(
         unpack: config.unpack_options(),
         decompression: config.decompression(&budget),
         platform,
+        keeper: None,
         on_end: Arc::new(|_| ()),
     };
     let history = History::bounded(1, config.pull_bounds());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::reader::{Document, Section};
 use super::{
-    Backend, Cleanup, Config, Cri, Fetch, History, ImageLabel, Limits, Log, LogFormat, Metrics,
-    Mistake, OnError, Pull, Registry, Sync, parse_duration, parse_size,
+    Backend, Cleanup, Config, ContentStore, Cri, Fetch, History, ImageLabel, Limits, Log,
+    LogFormat, Metrics, Mistake, OnError, Pull, Registry, Sync, parse_duration, parse_size,
 };
 
 const KIB: u64 = 1 << 10;
@@ -143,10 +143,12 @@ fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
     let words = [("fallback", OnError::Fallback), ("fail", OnError::Fail)];
     let backends =
         [("auto", Backend::Auto), ("overlay", Backend::Overlay), ("erofs", Backend::Erofs)];
+    let stores = [("none", ContentStore::None), ("keep", ContentStore::Keep)];
     let pull = Pull {
         on_error: word(s, "on_error", defaults.on_error, &words),
         backend: word(s, "backend", defaults.backend, &backends),
         sync: word(s, "sync", defaults.sync, &[("none", Sync::None), ("layer", Sync::Layer)]),
+        content_store: word(s, "content_store", defaults.content_store, &stores),
         deadline: duration(s, "deadline", defaults.deadline, (1, 24 * 3600)),
     };
     section.finish();
