@@ -173,6 +173,7 @@ impl Engine {
                 ..unpack::Options::default()
             },
             platform: Platform::host(),
+            keeper: None,
             on_end: Arc::new(move |report| told.lock().unwrap().push(report.state.clone())),
         };
         let history = History::new(9);
@@ -197,6 +198,7 @@ impl Engine {
     ) -> Result<HeldTree, PullError> {
         let layer = &plan.layers[index];
         let claim = Claim {
+            namespace: "default".to_owned(),
             image: format!("{}/some/image:tag", server.host),
             manifest: plan.manifest,
             layer: layer.blob,

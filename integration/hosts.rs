@@ -5,6 +5,9 @@
 mod faulty_registry;
 mod harness;
 
+#[path = "hosts/kept.rs"]
+mod kept;
+
 use std::process::{Command, Output};
 
 use faulty_registry::FaultyRegistry;

@@ -195,6 +195,8 @@ pub struct Pull {
     pub backend: Backend,
     /// What of a layer a power cut may take.
     pub sync: Sync,
+    /// What of a layer goes into containerd's content store.
+    pub content_store: ContentStore,
     /// How long one Prepare may wait for its layer.
     pub deadline: Duration,
 }
@@ -226,6 +228,15 @@ pub enum Sync {
     None,
     /// Before they are said to be there.
     Layer,
+}
+
+/// What of a pulled layer goes into containerd's content store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ContentStore {
+    /// Nothing.
+    None,
+    /// The compressed blob, as containerd's own pull leaves it.
+    Keep,
 }
 
 /// The HTTP endpoint.
@@ -324,6 +335,7 @@ impl Config {
                 on_error: OnError::Fallback,
                 backend: Backend::Auto,
                 sync: Sync::None,
+                content_store: ContentStore::None,
                 deadline: Duration::from_secs(30 * 60),
             },
             metrics: Metrics {

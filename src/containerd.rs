@@ -4,6 +4,7 @@
 //! Only a few calls of its API are asked (`proto/containerd/`). What is read is not verified here; whoever
 //! reads a blob to its end knows its digest.
 
+mod ingest;
 pub mod put;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use tonic::{Code, Request, Streaming};
 use crate::image::{BlobDigest, Sha256};
 use content::content_client::ContentClient;
 use images::images_client::ImagesClient;
+pub use ingest::{Ingest, Labels, source_label};
 
 /// Generated code.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]
@@ -54,7 +56,7 @@ impl Default for Address {
 pub enum ContainerdError {
     /// Nobody answers.
     #[error(
-        "no containerd answers at {}: {reason}; --containerd-address names another socket", socket.display()
+        "no containerd answers at {}: {reason}; --containerd-address names another socket, for hoistd cri.containerd does", socket.display()
     )]
     Connect {
         /// The socket.
@@ -79,11 +81,20 @@ pub enum ContainerdError {
     /// It has the image, but not all of its blobs.
     #[error(
         "containerd does not have {digest}: the image was pulled for another platform, or its layers were discarded or \
-         came through a snapshotter that fetches them itself (hoistd does); `ctr content fetch` brings them"
+         came through a snapshotter that fetches them itself (hoistd does); `ctr content fetch` brings them, or \
+         pull.content_store = \"keep\" with the next pull"
     )]
     NoBlob {
         /// The blob.
         digest: BlobDigest,
+    },
+    /// It does not take a blob.
+    #[error("containerd does not take {digest} into its content store: {problem}")]
+    Refused {
+        /// The blob.
+        digest: BlobDigest,
+        /// What it says.
+        problem: String,
     },
     /// Another answer than expected.
     #[error("containerd, asked for {what}: {problem}")]

@@ -9,6 +9,8 @@
 //! claim ─▶ images (one per manifest) ─▶ jobs (one per DiffID) ─▶ layer: the stages of a byte
 //!                                                        ╰─────▶ trees: where layers are kept
 //! ```
+//!
+//! Where containerd is to have the compressed blobs as well, `keep` sends them there on their way.
 
 mod admission;
 mod buffers;
@@ -16,6 +18,7 @@ pub mod directory;
 mod error;
 mod image;
 mod jobs;
+mod keep;
 mod layer;
 mod puller;
 mod resolve;
@@ -24,6 +27,7 @@ pub mod trees;
 
 pub use error::PullError;
 pub use jobs::Decompression;
+pub use keep::{Keeper, OnKept};
 pub use puller::{Claim, Puller, Pulling, Settings, parse_reference};
 pub use resolve::{Resolved, Start, resolve};
 

@@ -106,7 +106,7 @@ class Hoist(Proxied):
 
     def start(self, link, daemons, group, home):
         # Top-level keys of what is added stand before any section.
-        top, _, sections = ("\n" + self.settings).partition("\n[")
+        top, _, sections = ("\n" + self.settings.replace("@HOME@", home)).partition("\n[")
         text = f"""root = "{home}/{self.name}"
 socket = "{home}/snapshotter.sock"
 control_socket = "{home}/control.sock"
@@ -129,6 +129,18 @@ address = "off"
         hoist = os.path.join(os.path.dirname(self.hoistd), "hoist")
         told = run(hoist, "--control-socket", f"{home}/control.sock", "pulls", "--json", capture_output=True)
         write(os.path.join(self.bench.out, f"{link.name}-{self.name}-{image.replace(':', '-')}.json"), told.stdout)
+
+
+class Kept(Hoist):
+    """hoistd, which writes the compressed blobs into containerd's content store as well."""
+
+    def __init__(self, bench, name, hoistd):
+        settings = '[pull]\ncontent_store = "keep"\n[cri]\ncontainerd = "@HOME@/containerd.sock"\n'
+        super().__init__(bench, name, hoistd, settings)
+
+    def check(self, entries):
+        if entries <= MANIFEST_AND_CONFIGURATION:
+            raise RuntimeError(f"containerd has {entries} blobs after a pull with {self.name}: hoistd kept none")
 
 
 class Peer(Proxied):

@@ -22,6 +22,7 @@ fn puller(store: Arc<dyn TreeStore>, budget: &Budget) -> Puller {
             ..unpack::Options::default()
         },
         platform: Platform::host(),
+        keeper: None,
         on_end: Arc::new(|_| ()),
     };
     let fetcher = Fetcher::new(registry.clone(), budget.clone(), limits);

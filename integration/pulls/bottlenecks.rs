@@ -78,6 +78,7 @@ fn engine_within(
         unpack: unpack::Options { writers: 2, rate, ..unpack::Options::default() },
         decompression: Decompression { pool: None, window_bytes: ORDINARY_WINDOW_BYTES },
         platform: Platform::host(),
+        keeper: None,
         on_end: Arc::new(|_| ()),
     };
     let bounds = Bounds { connections: CONNECTIONS, chunk_bytes, writers: 2, memory_bytes };

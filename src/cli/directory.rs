@@ -75,6 +75,7 @@ async fn run(
         unpack: unpack::Options { room: unpack::Room::default(), ..config.unpack_options() },
         decompression: config.decompression(&budget),
         platform,
+        keeper: None,
         on_end: Arc::new(|_| ()),
     };
     let history = History::bounded(1, config.pull_bounds());

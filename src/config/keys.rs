@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::reader::{Document, Section};
 use super::{
-    Backend, Cleanup, Config, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log, LogFormat,
+    Backend, Cleanup, Config, ContentStore, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log, LogFormat,
     Metrics, MinFree, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync, parse_duration,
     parse_size,
 };
@@ -182,10 +182,12 @@ fn pull(mut section: Section<'_, '_>, defaults: Pull) -> Pull {
     let words = [("fallback", OnError::Fallback), ("fail", OnError::Fail)];
     let backends =
         [("auto", Backend::Auto), ("overlay", Backend::Overlay), ("erofs", Backend::Erofs)];
+    let stores = [("none", ContentStore::None), ("keep", ContentStore::Keep)];
     let pull = Pull {
         on_error: word(s, "on_error", defaults.on_error, &words),
         backend: word(s, "backend", defaults.backend, &backends),
         sync: word(s, "sync", defaults.sync, &[("none", Sync::None), ("layer", Sync::Layer)]),
+        content_store: word(s, "content_store", defaults.content_store, &stores),
         deadline: duration(s, "deadline", defaults.deadline, (1, 24 * 3600)),
     };
     section.finish();

@@ -1,6 +1,8 @@
 //! What a configuration means for the rooms below.
 
-use super::{Backend, Config, OnError, Sync};
+use std::path::Path;
+
+use super::{Backend, Config, ContentStore, OnError, Sync};
 use crate::budget::Budget;
 use crate::budget::rate::RateLimit;
 use crate::{compression, fetch, pull, registry, snapshots, timeline, unpack};
@@ -81,6 +83,12 @@ impl Config {
             priority: self.limits.writers,
             ..unpack::Options::default()
         }
+    }
+
+    /// The containerd that gets the compressed blobs of layers; `None`: none does.
+    pub fn content_store(&self) -> Option<&Path> {
+        let keep = self.pull.content_store == ContentStore::Keep;
+        keep.then_some(&*self.cri.containerd)
     }
 
     /// For the records of pulls: how many there may be.

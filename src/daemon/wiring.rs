@@ -5,6 +5,7 @@
 //! [`Puller`], which keeps its trees in the same `snapshots`. The translation of errors at this
 //! seam decides between fallback and failure.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -20,7 +21,7 @@ use crate::image::Platform;
 use crate::metrics::{Metrics, RateNow};
 use crate::otlp::Exporter;
 use crate::pull::trees::{HeldTree, TreeStore};
-use crate::pull::{self, PullError, Puller};
+use crate::pull::{self, Keeper, PullError, Puller};
 use crate::registry::{self, Keychain, Registry};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
 use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
@@ -85,9 +86,9 @@ impl Engine {
         };
         let unpack = config.unpack_options();
         let disk_rate = unpack.rate.clone();
-        let puller = fetcher
-            .as_ref()
-            .map(|fetcher| puller(config, unpack, fetcher, &snapshots, &history, &budget, ended));
+        let puller = fetcher.as_ref().map(|fetcher| {
+            puller(config, unpack, fetcher, &snapshots, &history, (&budget, &metrics), ended)
+        });
         let on_error = config.pull.on_error;
         Ok(Self {
             snapshots,
@@ -215,7 +216,7 @@ fn puller(
     fetcher: &Fetcher,
     snapshots: &Arc<Snapshots>,
     history: &History,
-    budget: &Budget,
+    (budget, metrics): (&Budget, &Arc<Metrics>),
     ended: impl Fn(&PullReport) + Send + Sync + 'static,
 ) -> Puller {
     let (registry, fetcher) = (fetcher.registry().clone(), fetcher.clone());
@@ -224,10 +225,17 @@ fn puller(
         unpack,
         decompression: config.decompression(budget),
         platform: Platform::host(),
+        keeper: config.content_store().map(|socket| keeper(socket, metrics)),
         on_end: Arc::new(ended),
     };
     let store = Arc::clone(snapshots) as Arc<dyn TreeStore>;
     Puller::new(registry, fetcher, budget.clone(), store, history.clone(), settings)
+}
+
+fn keeper(socket: &Path, metrics: &Arc<Metrics>) -> Keeper {
+    let metrics = Arc::clone(metrics);
+    let on_kept = Arc::new(move |result: &str| metrics.layers.kept(result));
+    Keeper { socket: socket.to_owned(), on_kept }
 }
 
 /// Provides containerd's Prepare with layers out of a puller.
@@ -241,9 +249,10 @@ impl LayerSource for Provider {
     fn claim(&self, claim: Claim) -> BoxFuture<'static, Result<HeldTree, ClaimError>> {
         let Self { puller, metrics, on_error } = self;
         let (puller, metrics, on_error) = (puller.clone(), Arc::clone(metrics), *on_error);
-        let Claim { image, manifest, layer, chain_id, parents, trace_parent, .. } = claim;
+        let Claim { namespace, image, manifest, layer, chain_id, parents, trace_parent } = claim;
         async move {
-            let asked = pull::Claim { image, manifest, layer, chain_id, parents, trace_parent };
+            let asked =
+                pull::Claim { namespace, image, manifest, layer, chain_id, parents, trace_parent };
             let error = match puller.claim(asked).await {
                 Ok(held) => return Ok(held),
                 Err(error) => error,

@@ -244,6 +244,7 @@ pub struct LayerMetrics {
     phase_busy_seconds: HistogramVec,
     bytes: IntCounterVec,
     shared_bytes: IntCounter,
+    kept: IntCounterVec,
     entries: IntCounter,
     now: IntGaugeVec,
 }
@@ -259,8 +260,18 @@ impl LayerMetrics {
         for result in ["done", "shared", "fallback", "failed", "cancelled"] {
             total.with_label_values(&[result]);
         }
+        let kept = counters(
+            registry,
+            "hoist_kept_layers_total",
+            "Compressed blobs for containerd's content store, by how it went: written, failed.",
+            &["result"],
+        );
+        for result in ["written", "failed"] {
+            kept.with_label_values(&[result]);
+        }
         Self {
             total,
+            kept,
             phase_seconds: histograms(
                 registry,
                 "hoist_layer_phase_seconds",
@@ -316,6 +327,11 @@ impl LayerMetrics {
     pub fn ended(&self, result: &str, entries: u64) {
         self.total.with_label_values(&[result]).inc();
         self.entries.inc_by(entries);
+    }
+
+    /// Counts a blob that was to go to containerd's content store.
+    pub fn kept(&self, result: &str) {
+        self.kept.with_label_values(&[result]).inc();
     }
 
     /// Counts a layer of so many compressed bytes that was there already.

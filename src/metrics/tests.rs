@@ -13,6 +13,7 @@ fn full() -> Metrics {
     metrics.pulls.fallbacks().count("unauthorised");
     metrics.layers.ended("done", 7);
     metrics.layers.shared(9);
+    metrics.layers.kept("written");
     metrics.layers.phase("write", PhaseSeconds { wall: 2.0, busy: 3.0 });
     metrics.layers.bytes("disk", 4096);
     metrics.layers.now(1, 2);

@@ -8,11 +8,14 @@ use tracing::Instrument as _;
 
 use super::PullError;
 use super::jobs::{Interest, Jobs, Key, Order};
+use super::keep::{Keeper, Keeping};
 use super::resolve::{Resolved, Start, resolve};
 use super::trees::{HeldTree, TreeStore};
 use crate::budget::turns::Class;
 use crate::fetch::{Fetcher, ImageFetcher};
-use crate::image::{BlobDigest, ChainId, ImageLayer, ImagePlan, NamedDocument, Platform};
+use crate::image::{
+    BlobDigest, ChainId, Compression, ImageLayer, ImagePlan, NamedDocument, Platform,
+};
 use crate::registry::{Reference, Registry};
 use crate::timeline::{LayerRecorder, LayerState, PullRecorder};
 
@@ -27,13 +30,21 @@ pub(super) struct Means {
 
 /// An image that is being pulled. Dropping it drops its interest in its layers.
 pub(super) struct ImagePull {
+    image: Image,
+    recorder: Arc<PullRecorder>,
+    started: watch::Receiver<Option<Result<Arc<Started>, PullError>>>,
+    starting: AbortHandle,
+}
+
+/// Which image, and with what.
+#[derive(Clone)]
+pub(super) struct Image {
     reference: Reference,
     means: Means,
     fetcher: ImageFetcher,
     class: Class,
-    recorder: Arc<PullRecorder>,
-    started: watch::Receiver<Option<Result<Arc<Started>, PullError>>>,
-    starting: AbortHandle,
+    /// Where containerd is to have the blobs.
+    keep: Option<Arc<Keeping>>,
 }
 
 /// An image whose layers have been started.
@@ -63,25 +74,21 @@ impl Drop for ImagePull {
 impl ImagePull {
     /// Begins: resolves the image and starts all of its layers, in a task of its own.
     pub(super) fn begin(
-        means: Means,
-        reference: Reference,
+        image: Image,
         start: Start,
         platform: Platform,
-        class: Class,
         recorder: Arc<PullRecorder>,
     ) -> Self {
-        let fetcher = means.fetcher.image();
         let (ready, started) = watch::channel(None);
         let task = {
-            let (means, reference) = (means.clone(), reference.clone());
-            let (fetcher, recorder) = (fetcher.clone(), Arc::clone(&recorder));
+            let (image, recorder) = (image.clone(), Arc::clone(&recorder));
             async move {
-                let resolved = resolve(&means.registry, &reference, &start, &platform).await;
+                let registry = &image.means.registry;
+                let resolved = resolve(registry, &image.reference, &start, &platform).await;
                 let result = match resolved {
                     Ok(resolved) => {
                         recorder.resolved(resolved.plan.manifest, resolved.authorizing);
-                        let from = Source { reference: &reference, fetcher: &fetcher, class };
-                        start_layers(&means, from, &recorder, resolved).map(Arc::new)
+                        image.start_layers(&recorder, resolved).map(Arc::new)
                     }
                     Err(error) => Err(error),
                 };
@@ -92,7 +99,7 @@ impl ImagePull {
         // All that is logged on behalf of it says so.
         let span = tracing::info_span!("pull", id = recorder.id());
         let starting = tokio::spawn(task.instrument(span)).abort_handle();
-        Self { reference, means, fetcher, class, recorder, started, starting }
+        Self { image, recorder, started, starting }
     }
 
     pub(super) fn recorder(&self) -> &Arc<PullRecorder> {
@@ -137,16 +144,21 @@ impl ImagePull {
         let key = Key { diff_id: layer.diff_id, settled: Some(settled) };
         let recorder = self.recorder.layer(layer.clone());
         let compression = layer.compression().ok_or_else(|| unsupported(layer))?;
-        let order = Order {
-            key,
-            layer: layer.clone(),
-            compression,
-            blob: self.means.registry.blob(&self.reference, layer.blob, layer.size),
-            fetcher: self.fetcher.clone(),
-            recorder,
-            standing: Order::standing(&self.fetcher, layer, self.class),
-        };
-        self.means.jobs.join(order).outcome().await
+        // Its blob has been looked after with the first tree.
+        let order = Order { keep: None, ..self.image.order(key, layer, compression, recorder) };
+        self.image.means.jobs.join(order).outcome().await
+    }
+
+    /// Waits until containerd has the blobs of all layers, where it is to have them. The topmost layer's
+    /// claim is the last that comes, and the only one that comes for each image that has something new.
+    pub(super) async fn keep(&self, started: &Started, keeper: &Keeper, namespace: &str) {
+        let Image { reference, means, fetcher, keep, .. } = &self.image;
+        // Another namespace's claim may have begun the pull.
+        let own = keep.clone().filter(|keep| keep.namespace() == namespace);
+        let keep = own.unwrap_or_else(|| keeper.image(namespace, reference));
+        let layers = started.plan.layers.iter().filter(|layer| layer.compression().is_some());
+        let blob = |l: &ImageLayer| means.registry.blob(reference, l.blob, l.size);
+        keep.complete(layers.map(blob).collect(), fetcher, means.jobs.budget()).await;
     }
 }
 
@@ -161,57 +173,75 @@ fn unsupported(layer: &ImageLayer) -> PullError {
     PullError::Unsupported { layer: layer.blob, media_type: layer.media_type.clone() }
 }
 
-/// Where an image's layers come from, and for whom.
-struct Source<'a> {
-    reference: &'a Reference,
-    fetcher: &'a ImageFetcher,
-    class: Class,
-}
+impl Image {
+    pub(super) fn new(
+        means: Means,
+        reference: Reference,
+        class: Class,
+        keep: Option<Arc<Keeping>>,
+    ) -> Self {
+        let fetcher = means.fetcher.image();
+        Self { reference, means, fetcher, class, keep }
+    }
 
-/// Starts the layers that are not there yet; whose turn comes when goes by their standing, and among
-/// equals the largest is first. (The DiffID's job may run already, for another image.)
-fn start_layers(
-    means: &Means,
-    from: Source<'_>,
-    recorder: &PullRecorder,
-    resolved: Resolved,
-) -> Result<Started, PullError> {
-    let Source { reference, fetcher, class } = from;
-    let Resolved { plan, documents, .. } = resolved;
-    let mut recorders = Vec::new();
-    let mut layers = Vec::new();
-    let mut orders = Vec::new();
-    for (index, layer) in plan.layers.iter().enumerate() {
-        let own = Arc::new(LayerRecorder::new(recorder.began(), layer.clone()));
-        recorders.push(Arc::clone(&own));
-        layers.push(Layer::Unsupported);
-        if let Some(tree) = HeldTree::find(&*means.store, layer.diff_id)? {
-            own.state(LayerState::Shared);
-            layers[index] = Layer::There(tree);
-        } else if let Some(compression) = layer.compression() {
-            let key = Key { diff_id: layer.diff_id, settled: None };
-            let blob = means.registry.blob(reference, layer.blob, layer.size);
-            let standing = Order::standing(fetcher, layer, class);
-            let (layer, fetcher, recorder) = (layer.clone(), fetcher.clone(), own);
-            let order = Order { key, layer, compression, blob, fetcher, recorder, standing };
-            orders.push((index, order));
-        } else {
-            own.state(LayerState::Failed(unsupported(layer).to_string()));
+    fn order(
+        &self,
+        key: Key,
+        layer: &ImageLayer,
+        compression: Compression,
+        recorder: Arc<LayerRecorder>,
+    ) -> Order {
+        Order {
+            key,
+            layer: layer.clone(),
+            compression,
+            blob: self.means.registry.blob(&self.reference, layer.blob, layer.size),
+            fetcher: self.fetcher.clone(),
+            recorder,
+            standing: Order::standing(&self.fetcher, layer, self.class),
+            keep: self.keep.clone(),
         }
     }
-    let expected = orders.iter().map(|(_, order)| means.jobs.expected(order)).sum();
-    means
-        .jobs
-        .admit(expected)
-        .map_err(|source| PullError::NoRoom { image: reference.to_string(), source })?;
-    orders.sort_by_key(|(_, order)| std::cmp::Reverse(order.layer.size));
-    for (index, order) in orders {
-        let job = means.jobs.join(order);
-        recorders[index] = Arc::clone(job.recorder());
-        layers[index] = Layer::Made(job);
+
+    /// Starts the layers that are not there yet; whose turn comes when goes by their standing, and among
+    /// equals the largest is first. (The DiffID's job may run already, for another image.)
+    fn start_layers(
+        &self,
+        recorder: &PullRecorder,
+        resolved: Resolved,
+    ) -> Result<Started, PullError> {
+        let Resolved { plan, documents, .. } = resolved;
+        let mut recorders = Vec::new();
+        let mut layers = Vec::new();
+        let mut orders = Vec::new();
+        for (index, layer) in plan.layers.iter().enumerate() {
+            let own = Arc::new(LayerRecorder::new(recorder.began(), layer.clone()));
+            recorders.push(Arc::clone(&own));
+            layers.push(Layer::Unsupported);
+            if let Some(tree) = HeldTree::find(&*self.means.store, layer.diff_id)? {
+                own.state(LayerState::Shared);
+                layers[index] = Layer::There(tree);
+            } else if let Some(compression) = layer.compression() {
+                let key = Key { diff_id: layer.diff_id, settled: None };
+                orders.push((index, self.order(key, layer, compression, own)));
+            } else {
+                own.state(LayerState::Failed(unsupported(layer).to_string()));
+            }
+        }
+        let expected = orders.iter().map(|(_, order)| self.means.jobs.expected(order)).sum();
+        self.means.jobs.admit(expected).map_err(|source| PullError::NoRoom {
+            image: self.reference.to_string(),
+            source,
+        })?;
+        orders.sort_by_key(|(_, order)| std::cmp::Reverse(order.layer.size));
+        for (index, order) in orders {
+            let job = self.means.jobs.join(order);
+            recorders[index] = Arc::clone(job.recorder());
+            layers[index] = Layer::Made(job);
+        }
+        for layer in recorders {
+            recorder.attach(layer);
+        }
+        Ok(Started { plan, documents, layers })
     }
-    for layer in recorders {
-        recorder.attach(layer);
-    }
-    Ok(Started { plan, documents, layers })
 }

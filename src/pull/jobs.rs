@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 
 use super::PullError;
 use super::admission::{Cost, Layers};
+use super::keep::{KEPT_BYTES, Keeping, Writing};
 use super::layer::{self, Dest, ORDINARY_WINDOW_BYTES, Work};
 use super::trees::{Content, HeldTree, StagedTree, TreeStore};
 use crate::budget::turns::{Class, Gate, Held, Standing};
@@ -57,6 +58,8 @@ pub(super) struct Order {
     pub(super) fetcher: ImageFetcher,
     pub(super) recorder: Arc<LayerRecorder>,
     pub(super) standing: Arc<Standing>,
+    /// Where containerd is to have the blob.
+    pub(super) keep: Option<Arc<Keeping>>,
 }
 
 impl Order {
@@ -167,6 +170,11 @@ impl Jobs {
             decompression,
             running: Mutex::default(),
         }))
+    }
+
+    /// What the layers in work take their bytes from.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.0.budget
     }
 
     /// Joins the job of `order.key`, or begins it. A job that was begun ahead of time goes before the
@@ -283,7 +291,10 @@ impl Shared {
 
     /// Waits for a layer's turn and for its memory.
     async fn admit(&self, order: &Order, window_bytes: u64) -> (Held<Layers>, Permit) {
-        let cost = Cost::of(order.layer.size, order.compression, window_bytes);
+        let mut cost = Cost::of(order.layer.size, order.compression, window_bytes);
+        if order.keep.is_some() {
+            cost.bytes += KEPT_BYTES.min(2 * order.layer.size);
+        }
         let turn = self.layers.enter(&order.standing, cost).await;
         let from = Instant::now();
         // Before what is fetched ahead for others: it has its turn.
@@ -302,7 +313,7 @@ impl Shared {
     ) -> Outcome {
         let from = Instant::now();
         // Held until the tree is published.
-        let _paid = tokio::select! {
+        let paid = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(PullError::Cancelled),
             paid = self.admit(&order, window_bytes) => paid,
@@ -316,7 +327,7 @@ impl Shared {
         staged.image = staged.image.filter(|_| may_be_image);
         let recorder = Arc::clone(&order.recorder);
         match self.unpack(order, window_bytes, &staged, cancel).await {
-            Ok(summary) => {
+            Ok((summary, keep)) => {
                 let _busy = recorder.time(Phase::Commit);
                 let (store, room) = (Arc::clone(&self.store), self.unpack.room.clone());
                 let publish = move || {
@@ -326,7 +337,16 @@ impl Shared {
                     let content = Content { is_image, bytes, inodes, implied };
                     HeldTree::pin(&*store, store.publish(staged, content)?)
                 };
-                Ok(blocking(recorder.layer(), publish).await??)
+                let tree = blocking(recorder.layer(), publish).await??;
+                drop(paid);
+                if let Some(keep) = keep {
+                    // containerd writes it to disk, which others need not wait for.
+                    tokio::select! {
+                        () = keep.commit(diff_id) => {}
+                        () = cancel.cancelled() => {}
+                    }
+                }
+                Ok(tree)
             }
             Err(error) => {
                 let written = recorder.counted(Phase::Write).saturating_sub(before);
@@ -353,8 +373,13 @@ impl Shared {
         window_bytes: u64,
         staged: &StagedTree,
         cancel: &CancellationToken,
-    ) -> Result<Summary, PullError> {
-        let Order { layer, compression, blob, fetcher, recorder, standing, .. } = order;
+    ) -> Result<(Summary, Option<Writing>), PullError> {
+        let Order { layer, compression, blob, fetcher, recorder, standing, keep, .. } = order;
+        let kept = match &keep {
+            Some(keep) => keep.begin(layer.blob, layer.size).await,
+            None => None,
+        };
+        let (keep, kept) = kept.unzip();
         let handle = tokio::runtime::Handle::current();
         let reader = fetcher.start_for(&handle, blob, layer.size, Arc::clone(&recorder), standing);
         let stop = reader.canceller();
@@ -365,12 +390,15 @@ impl Shared {
         };
         let resources = self.resources(window_bytes, &recorder);
         let (hashers, unpack) = (self.hashers.clone(), self.unpack.clone());
-        let work = Work { layer, compression, resources, reader, hashers, dest, unpack, recorder };
+        let work =
+            Work { layer, compression, resources, reader, keep, hashers, dest, unpack, recorder };
         let mut running = std::pin::pin!(blocking(&named, move || layer::run(work)));
         tokio::select! {
-            ended = &mut running => ended?,
+            ended = &mut running => Ok((ended??, kept)),
             () = cancel.cancelled() => {
                 stop.cancel();
+                // A thread may wait for containerd to take bytes.
+                drop(kept);
                 // Its threads still write into the staged tree; it can be discarded when they have ended.
                 let _ = running.await;
                 Err(PullError::Cancelled)

@@ -28,6 +28,7 @@ use bytes::Bytes;
 
 use super::PullError;
 use super::buffers::{BUFFER_BYTES, BUFFERS, Buffers};
+use super::keep::Sink;
 use super::trees::{StagedImage, StoreError};
 use crate::archive::Source;
 use crate::budget::Budget;
@@ -117,6 +118,8 @@ pub(super) struct Work {
     pub(super) compression: Compression,
     pub(super) resources: Resources,
     pub(super) reader: BlobReader,
+    /// Where the compressed bytes go too.
+    pub(super) keep: Option<Sink>,
     pub(super) hashers: Hashers,
     pub(super) dest: Dest,
     pub(super) unpack: unpack::Options,
@@ -128,7 +131,8 @@ pub(super) struct Work {
 /// # Errors
 /// Whatever failed first in the order of a byte's way; `dest` then holds a part of the tree.
 pub(super) fn run(work: Work) -> Result<Summary, PullError> {
-    let Work { layer, compression, resources, reader, hashers, dest, unpack, recorder } = work;
+    let Work { layer, compression, resources, reader, keep, hashers, dest, unpack, recorder } =
+        work;
     let unwanted = &AtomicBool::new(false);
     std::thread::scope(|scope| {
         let footprint = Footprint::of(layer.size);
@@ -138,6 +142,7 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
             feed: Arc::new(Mutex::new(Feed {
                 reader,
                 hash: blob,
+                keep,
                 waited: Duration::ZERO,
                 error: None,
                 recorder: Arc::clone(&recorder),
@@ -266,6 +271,7 @@ impl Ended {
 struct Feed {
     reader: BlobReader,
     hash: HashStream,
+    keep: Option<Sink>,
     /// Time that the decoder waited for bytes.
     waited: Duration,
     /// Why no more bytes come.
@@ -282,6 +288,9 @@ impl Feed {
             let from = Instant::now();
             self.hash.push(piece.clone());
             self.recorder.stalled(Stall::Hash, from);
+            if let Some(keep) = &self.keep {
+                keep.push(piece.clone());
+            }
         }
         self.waited += from.elapsed();
         Ok(piece)

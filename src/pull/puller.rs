@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::PullError;
-use super::image::{ImagePull, Means};
+use super::image::{Image, ImagePull, Means};
 use super::jobs::{Decompression, Jobs};
+use super::keep::{Keeper, Keeping};
 use super::resolve::Start;
 use super::settle::Settler;
 use super::trees::{HeldTree, TreeStore};
@@ -47,6 +48,8 @@ pub struct Settings {
     pub decompression: Decompression,
     /// The platform to choose from an index.
     pub platform: Platform,
+    /// Has the compressed blobs put into containerd's content store; `None`: nobody needs them.
+    pub keeper: Option<Keeper>,
     /// Told of every pull that has ended.
     pub on_end: Arc<dyn Fn(&PullReport) + Send + Sync>,
 }
@@ -54,6 +57,8 @@ pub struct Settings {
 /// A layer that a Prepare asks for.
 #[derive(Clone, Debug)]
 pub struct Claim {
+    /// containerd's namespace.
+    pub namespace: String,
     /// The image reference, with its registry.
     pub image: String,
     /// The digest of the platform's manifest.
@@ -138,9 +143,11 @@ impl Puller {
         let reference = parse_reference(&claim.image)?;
         let key = (claim.image.clone(), claim.manifest);
         let mut waiting = self.0.wait(&key, || {
-            let start = Start::Digest(claim.manifest);
+            let keeper = self.0.settings.keeper.as_ref();
+            let keep = keeper.map(|keeper| keeper.image(&claim.namespace, &reference));
             let platform = self.0.settings.platform.clone();
-            self.0.begin(&claim.image, reference, start, platform, Class::Waited)
+            let start = Start::Digest(claim.manifest);
+            self.0.begin(&claim.image, reference, start, platform, Class::Waited, keep)
         });
         if let Some(parent) = &claim.trace_parent {
             waiting.pull.recorder().traced(parent);
@@ -175,7 +182,7 @@ impl Puller {
     ) -> Result<Pulling, PullError> {
         let reference = parse_reference(image)?;
         let platform = platform.unwrap_or_else(|| self.0.settings.platform.clone());
-        let pull = self.0.begin(image, reference, Start::Reference, platform, class);
+        let pull = self.0.begin(image, reference, Start::Reference, platform, class, None);
         Ok(Pulling { shared: Arc::clone(&self.0), pull })
     }
 }
@@ -272,9 +279,11 @@ impl Shared {
         start: Start,
         platform: Platform,
         class: Class,
+        keep: Option<Arc<Keeping>>,
     ) -> Arc<ImagePull> {
         let recorder = self.history.begin(image);
-        Arc::new(ImagePull::begin(self.means.clone(), reference, start, platform, class, recorder))
+        let image = Image::new(self.means.clone(), reference, class, keep);
+        Arc::new(ImagePull::begin(image, start, platform, recorder))
     }
 
     fn wait(self: &Arc<Self>, key: &ImageKey, begin: impl FnOnce() -> Arc<ImagePull>) -> Waiting {
@@ -305,7 +314,14 @@ impl Shared {
                 chain_id: claim.chain_id.to_string(),
             }
         })?;
-        self.settler.tree(pull, &started, index, claim.parents.clone(), &self.means.store).await
+        let parents = claim.parents.clone();
+        let tree = self.settler.tree(pull, &started, index, parents, &self.means.store).await?;
+        if let Some(keeper) = &self.settings.keeper
+            && index + 1 == started.plan.layers.len()
+        {
+            pull.keep(&started, keeper, &claim.namespace).await;
+        }
+        Ok(tree)
     }
 
     /// A claim has ended, by an answer or because its caller went away.
