@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::reader::{Document, Section};
 use super::{
-    Backend, Cleanup, Config, ContentStore, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log, LogFormat,
-    Metrics, MinFree, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync, parse_duration,
-    parse_size,
+    Backend, Cleanup, Config, ContentStore, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log,
+    LogFormat, Metrics, MinFree, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync,
+    parse_duration, parse_size,
 };
 use crate::units::Rate;
 

@@ -229,10 +229,10 @@ impl Image {
             }
         }
         let expected = orders.iter().map(|(_, order)| self.means.jobs.expected(order)).sum();
-        self.means.jobs.admit(expected).map_err(|source| PullError::NoRoom {
-            image: self.reference.to_string(),
-            source,
-        })?;
+        self.means
+            .jobs
+            .admit(expected)
+            .map_err(|source| PullError::NoRoom { image: self.reference.to_string(), source })?;
         orders.sort_by_key(|(_, order)| std::cmp::Reverse(order.layer.size));
         for (index, order) in orders {
             let job = self.means.jobs.join(order);
