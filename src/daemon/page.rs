@@ -105,7 +105,8 @@ fn under_way(main: &mut String, report: &PullReport) {
 }
 
 fn row(main: &mut String, report: &PullReport) {
-    let bottleneck = report.judgement.as_ref().map_or("", |judgement| judgement.bottleneck.words());
+    let bottleneck =
+        report.judgement.as_ref().map_or("-", |judgement| judgement.bottleneck.words());
     let _ = write!(
         main,
         "<tr><td class=\"image\"><a href=\"/pulls/{}\">{}</a></td><td>{}</td><td>{bottleneck}</td>\
