@@ -10,15 +10,18 @@ const ROOT_BYTES: u64 = 900 * MIB;
 /// Mounts a new ext4 where the root of the house's hoistd will be. The house unmounts it.
 fn mount_root(house: &House) {
     let (file, root) = (house.scratch.path().join("root.img"), house.scratch.path().join("h/root"));
-    std::fs::create_dir_all(&root).unwrap();
-    std::fs::File::create(&file).unwrap().set_len(ROOT_BYTES).unwrap();
+    std::fs::create_dir_all(&root).expect("there is room for it");
+    std::fs::File::create(&file)
+        .expect("there is room for it")
+        .set_len(ROOT_BYTES)
+        .expect("there is room for it");
     must(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&file));
     must(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&root));
 }
 
 impl Bench {
     fn free(&self) -> u64 {
-        let found = nix::sys::statvfs::statvfs(&self.hoistd.root()).unwrap();
+        let found = nix::sys::statvfs::statvfs(&self.hoistd.root()).expect("it is mounted");
         found.blocks_available() * found.fragment_size()
     }
 
@@ -28,16 +31,21 @@ impl Bench {
 
     /// Fills the root until so many bytes are free.
     fn leave(&self, bytes: u64) {
-        let file = std::fs::File::create(self.ballast()).unwrap();
+        let file = std::fs::File::create(self.ballast()).expect("there is room for it");
         let length = self.free().checked_sub(bytes).expect("so much is free");
-        let length = i64::try_from(length).unwrap();
-        nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length).unwrap();
+        let length = i64::try_from(length).expect("it is small");
+        nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length)
+            .expect("there is room for it");
     }
 
     /// A pull that fails for want of room: says so, and leaves nothing.
     fn has_no_room_for(&self, image: &str, says: &[&str]) {
         let (free, told) = (self.free(), self.hoistd.log().len());
-        self.containerd.begin_pull(image).join().unwrap().expect_err("there is no room");
+        self.containerd
+            .begin_pull(image)
+            .join()
+            .expect("the pulling thread does not panic")
+            .expect_err("there is no room");
         // containerd shortens what it is told; the log has it whole.
         let log = self.hoistd.log()[told..].to_owned();
         for word in says {
@@ -51,8 +59,14 @@ impl Bench {
 
     /// The same pull once there is room: the failure before it is remembered for some seconds.
     fn has_room_for(&self, image: &str) {
-        std::fs::remove_file(self.ballast()).unwrap();
-        let pulled = || self.containerd.begin_pull(image).join().unwrap().is_ok();
+        std::fs::remove_file(self.ballast()).expect("it was made");
+        let pulled = || {
+            self.containerd
+                .begin_pull(image)
+                .join()
+                .expect("the pulling thread does not panic")
+                .is_ok()
+        };
         eventually("the pull succeeds with room", pulled, || self.state());
         assert!(self.hoistd.trees() > 0, "hoist pulled it, and not containerd");
         self.assert_not_downloaded(image);
