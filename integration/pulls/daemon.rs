@@ -38,6 +38,17 @@ impl Daemon {
         docker: &serde_json::Value,
         environment: Vec<(&'static str, String)>,
     ) -> Self {
+        Self::start_where(sections, docker, environment, |_| ())
+    }
+
+    /// The same, after `furnish` has put more files into its directory. With a file `hosts` among them it runs in a mount
+    /// name space where that is `/etc/hosts`.
+    pub(crate) fn start_where(
+        sections: &str,
+        docker: &serde_json::Value,
+        environment: Vec<(&'static str, String)>,
+        furnish: impl FnOnce(&Path),
+    ) -> Self {
         let home = tempfile::tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let at = home.path().display();
@@ -49,6 +60,7 @@ impl Daemon {
              [fetch]\nretries = 1\nbackoff_initial = \"1ms\"\nbackoff_max = \"2ms\"\n{sections}\n"
         );
         std::fs::write(home.path().join("hoist.toml"), config).unwrap();
+        furnish(home.path());
         let child = Self::launch(home.path(), &environment);
         let daemon = Self { child, home, address, environment };
         daemon.wait();
@@ -57,7 +69,18 @@ impl Daemon {
 
     fn launch(home: &Path, environment: &[(&'static str, String)]) -> std::process::Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"));
-        Command::new(env!("CARGO_BIN_EXE_hoistd"))
+        let mut command = match home.join("hosts") {
+            hosts if hosts.exists() => {
+                let script =
+                    "mount --make-rprivate / && mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", script]).arg(hosts);
+                command.arg(env!("CARGO_BIN_EXE_hoistd"));
+                command
+            }
+            _ => Command::new(env!("CARGO_BIN_EXE_hoistd")),
+        };
+        command
             .env_remove("HOIST_CONFIG")
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .envs(environment.iter().map(|(name, value)| (name, value)))

@@ -1,4 +1,4 @@
-//! Pulls with known secrets, and a search for them in everything that hoistd says: its log at debug level, metrics, pages,
+//! Pulls with known secrets, and a search for them in everything that hoistd says: its log at trace level, metrics, pages,
 //! records on disk, traces, and what it tells `hoist`.
 
 use base64::Engine as _;
@@ -45,7 +45,7 @@ fn guard(server: &FaultyRegistry, elsewhere: String) {
 
 /// Everything that can be read of the daemon, but for what it was given. It tells of so many pulls at
 /// least: one that ended right before a crash may be lost.
-fn said(daemon: &Daemon, least: usize) -> String {
+pub(crate) fn said(daemon: &Daemon, least: usize) -> String {
     let mut said = daemon.log();
     text_below(&daemon.home.path().join("root"), &mut said);
     for path in ["/", "/metrics", "/pulls.json", "/healthz"] {
@@ -98,7 +98,7 @@ async fn no_secret_is_ever_said() {
         ("OTEL_EXPORTER_OTLP_HEADERS", format!("x-api-key={COLLECTOR_KEY}")),
     ];
     let daemon = blocking(move || {
-        let daemon = Daemon::start_with("[log]\nlevel = \"debug\"", &docker, environment);
+        let daemon = Daemon::start_with("[log]\nlevel = \"trace\"", &docker, environment);
         daemon.told(&["pull", "--snapshots", "--quiet", &good]);
         daemon
     })
@@ -120,7 +120,7 @@ async fn no_secret_is_ever_said() {
         // Its end is asked for by what comes before; what it finds is told either way.
         let doctor = daemon.hoist(&["doctor", "--no-disk-test", "--image", &lost]);
         told += &String::from_utf8_lossy(&doctor.stdout);
-        assert!(told.contains(" DEBUG "), "the log is at debug level");
+        assert!(told.contains(" TRACE "), "the log is at trace level");
         told
     })
     .await;
@@ -169,7 +169,7 @@ async fn nothing_of_a_credential_helper_is_said() {
     helper(&format!("echo '{good}'"));
     let daemon = blocking(move || {
         let environment = vec![("PATH", path)];
-        Daemon::start_with("[log]\nlevel = \"debug\"", &docker, environment)
+        Daemon::start_with("[log]\nlevel = \"trace\"", &docker, environment)
     })
     .await;
     let pull = |daemon: Daemon, image: String| {

@@ -1,5 +1,12 @@
 //! The log: lines on standard error, which systemd keeps.
+//!
+//! Nothing secret is in it at any level. What hoist itself logs is written so; but a level such as "trace"
+//! opens the log to all crates, and those of AWS then tell whole requests with their headers: the
+//! token of the instance's metadata was seen (`aws_smithy_runtime`, "transmitting request"), and what
+//! is signed holds session tokens (`aws_sigv4`). Whatever the level, they are heard from `info` up only.
 
+use tracing::Metadata;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
@@ -27,6 +34,11 @@ fn wrong(level: &str, reason: &dyn std::fmt::Display) -> DaemonError {
     DaemonError::Log { level: level.to_owned(), reason: reason.to_string() }
 }
 
+/// Whether an event or span can be told: not what crates of AWS say below `info`.
+fn is_discreet(metadata: &Metadata<'_>) -> bool {
+    !metadata.target().starts_with("aws_") || *metadata.level() <= tracing::Level::INFO
+}
+
 /// Starts the log of this process.
 pub(super) fn start(log: &Log) -> Result<Level, DaemonError> {
     let (filter, handle) = reload::Layer::new(filter(&log.level)?);
@@ -36,6 +48,7 @@ pub(super) fn start(log: &Log) -> Result<Level, DaemonError> {
         LogFormat::Text => lines.with_ansi(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let lines = lines.with_filter(filter_fn(is_discreet));
     let started = Registry::default().with(filter).with(lines).try_init();
     started.map_err(|e| wrong(&log.level, &e))?;
     Ok(Level(handle))
