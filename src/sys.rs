@@ -5,4 +5,5 @@ pub mod images;
 pub mod inflate;
 pub mod processors;
 pub mod sha256;
+pub mod sockets;
 pub mod xattrs;

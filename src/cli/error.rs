@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::calibrate::CalibrateError;
+use crate::calibrate::shelf::ShelfError;
 use crate::config::ConfigError;
 use crate::containerd::ContainerdError;
 use crate::convert::ConvertError;
@@ -44,6 +45,18 @@ pub(super) enum CliError {
     Calibrate(#[from] CalibrateError),
     #[error("the image has no layer that could be measured with")]
     NoLayer,
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error(
+        "{0} cannot be served: name an image of a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+    )]
+    CannotServe(String),
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("hoistd has {pulls} pulls, and none of them fetched a layer of a megabyte to its end")]
+    NoRecords { pulls: usize },
+    #[error("{pulls} pulls were seen, and no layer was under way for long enough to tell a rate")]
+    NothingSeen { pulls: usize },
     #[error("comparing: {0}")]
     Diff(ConvertError),
     #[error("the images differ in {0} places")]
@@ -82,10 +95,14 @@ impl CliError {
             | Self::Profile { .. }
             | Self::Level { .. }
             | Self::NobodyToAsk
+            | Self::CannotServe(_)
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
             Self::Diff(error) => convert_code(error).max(2),
-            Self::NoSuchPull(_) => 3,
+            Self::NoSuchPull(_) | Self::NoRecords { .. } => 3,
+            Self::Shelf(ShelfError::Registry(source)) => registry_code(source),
+            Self::Shelf(ShelfError::Layout(LayoutError::NoTag { .. })) => 3,
+            Self::Shelf(ShelfError::Fetch { .. }) => 5,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
             Self::NoDaemon { .. } | Self::Calibrate(CalibrateError::Fetch { .. }) => 5,
@@ -110,6 +127,12 @@ impl CliError {
             Self::NoSuchPull(_) => {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")
             }
+            Self::NoRecords { .. } => Some(
+                "Pull an image through containerd, or with hoist pull --snapshots, and ask again.",
+            ),
+            Self::NothingSeen { .. } => Some(
+                "A layer has to take some tenths of a second: serve an image with larger layers.",
+            ),
             Self::NobodyToAsk => Some("Pass --yes to write it, or --dry-run to see it only."),
             Self::Pull(error) if error.is_integrity() => Some(
                 "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",
