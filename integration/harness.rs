@@ -13,6 +13,7 @@ pub(crate) mod containerd;
 pub(crate) mod cri;
 pub(crate) mod docker;
 pub(crate) mod hoistd;
+pub(crate) mod link;
 pub(crate) mod machine;
 pub(crate) mod pod;
 pub(crate) mod process;
@@ -112,6 +113,28 @@ impl House {
         self.containerd_with_pause(generation, hoistd, test, "registry.invalid/pause:none")
     }
 
+    /// A containerd 2.x at the far end of a link.
+    pub(crate) fn containerd_behind(
+        &self,
+        link: &link::Link,
+        hoistd: &Hoistd,
+        test: &str,
+    ) -> Option<Containerd> {
+        let (generation, pause) = (Generation::Two, "registry.invalid/pause:none");
+        let programs = self.programs(generation, test)?;
+        let home = self.scratch.path().join("cl");
+        let program = link.inside(&programs.join("containerd").display().to_string());
+        Some(Containerd::start(
+            program,
+            generation,
+            &programs,
+            &home,
+            hoistd,
+            &self.registry,
+            pause,
+        ))
+    }
+
     /// The same, with the image that holds a pod's namespaces.
     pub(crate) fn containerd_with_pause(
         &self,
@@ -120,13 +143,28 @@ impl House {
         test: &str,
         pause: &str,
     ) -> Option<Containerd> {
-        let programs = self.bed.join(generation.directory()).join("bin");
-        if !programs.join("containerd").exists() {
-            skipped(test, "no containerd of this generation could be had");
-            return None;
-        }
+        let programs = self.programs(generation, test)?;
         let home = self.scratch.path().join(generation.short());
-        Some(Containerd::start(generation, &programs, &home, hoistd, &self.registry, pause))
+        let program = Command::new(programs.join("containerd"));
+        Some(Containerd::start(
+            program,
+            generation,
+            &programs,
+            &home,
+            hoistd,
+            &self.registry,
+            pause,
+        ))
+    }
+
+    /// Where the programs of a containerd are; `None`, said loudly, where there are none.
+    fn programs(&self, generation: Generation, test: &str) -> Option<PathBuf> {
+        let programs = self.bed.join(generation.directory()).join("bin");
+        if programs.join("containerd").exists() {
+            return Some(programs);
+        }
+        skipped(test, "no containerd of this generation could be had");
+        None
     }
 }
 

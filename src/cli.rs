@@ -29,6 +29,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
 use args::{Arguments, Command};
@@ -79,16 +80,30 @@ async fn interruptible(arguments: Arguments, environment: Environment) -> Result
         _ => false,
     };
     let interrupted = || if endless { Ok(()) } else { Err(CliError::Interrupted) };
+    // And what watches until then has to tell what it saw.
+    let tells =
+        matches!(&arguments.command, Command::Calibrate(args) if args.served.serve.is_some());
+    let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut work = std::pin::pin!(dispatch(arguments, environment, stop.clone()));
     tokio::select! {
-        ended = dispatch(arguments, environment) => ended,
-        _ = interrupt.recv() => interrupted(),
-        _ = terminate.recv() => interrupted(),
+        ended = &mut work => return ended,
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
     }
+    if tells {
+        stop.cancel();
+        return work.await;
+    }
+    interrupted()
 }
 
-async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), CliError> {
+async fn dispatch(
+    arguments: Arguments,
+    environment: Environment,
+    stop: CancellationToken,
+) -> Result<(), CliError> {
     let Arguments { config, control_socket, command } = arguments;
     let load = || Config::load(config.as_deref(), &environment).map_err(CliError::Config);
     let socket = || match control_socket.clone().or_else(|| environment.control_socket.clone()) {
@@ -120,7 +135,7 @@ async fn dispatch(arguments: Arguments, environment: Environment) -> Result<(), 
             doctor::doctor(&args, config.as_deref(), given, &environment).await
         }
         Command::Man { directory } => man::man(&directory),
-        Command::Calibrate(args) => calibrate::run(&args, load()?, &environment).await,
+        Command::Calibrate(args) => calibrate::run(&args, socket, load, &environment, stop).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "hoist", &mut script);

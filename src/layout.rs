@@ -127,6 +127,15 @@ impl Member {
         self.left
     }
 
+    /// Keeps only the bytes of `range` of those that are left.
+    #[must_use]
+    pub fn part(mut self, range: std::ops::Range<u64>) -> Self {
+        let begin = range.start.min(self.left);
+        self.offset += begin;
+        self.left = range.end.min(self.left).saturating_sub(begin);
+        self
+    }
+
     /// The next bytes; `None` at the end.
     ///
     /// # Errors

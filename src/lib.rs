@@ -27,7 +27,7 @@
 //! | 2 | [`unpack`] | entries onto disk: ordering rules, writer threads, metadata; or into an image |
 //! | 3 | [`pull`] | fetch, decompress, unpack for a layer; the layers of an image; one job per DiffID |
 //! | 3 | [`convert`] | reading an image's files, planning new layers (pure), writing and comparing them |
-//! | 3 | [`calibrate`] | what this host and its link can do, measured for the model |
+//! | 3 | [`calibrate`] | what hosts and links can do, for the model: measured, from records, or by serving |
 //! | 4 | [`snapshots`] | the containerd service, its metadata store, mounts, labels, cleanup |
 //! | 5 | [`config`] | what an operator sets, and what it means for the rooms below |
 //! | 6 | [`daemon`], [`cli`] | the roots |

@@ -6,5 +6,6 @@ pub mod inflate;
 pub mod priority;
 pub mod processors;
 pub mod sha256;
+pub mod sockets;
 pub mod space;
 pub mod xattrs;

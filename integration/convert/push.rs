@@ -10,7 +10,7 @@ use crate::hoist;
 
 /// What a proxy does with a connection that begins with a request of this method.
 #[derive(Clone, Copy)]
-enum Fault {
+pub(super) enum Fault {
     /// Breaks the connection after so many bytes of a PATCH, so many times.
     Break(usize, usize),
     /// Answers requests of this method itself.
@@ -19,7 +19,7 @@ enum Fault {
 }
 
 /// A proxy in front of a registry, one request a connection, that notes their methods.
-struct Proxy {
+pub(super) struct Proxy {
     address: String,
     seen: Arc<Mutex<Vec<String>>>,
     /// Breaks that are still to come.
@@ -27,7 +27,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(target: &str, fault: Fault) -> Self {
+    pub(super) fn start(target: &str, fault: Fault) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (seen, target) = (Arc::new(Mutex::new(Vec::new())), target.to_owned());
@@ -48,6 +48,21 @@ impl Proxy {
             }
         });
         Self { address, seen, left }
+    }
+
+    /// `host:port`.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The first lines of all requests so far.
+    pub(super) fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Breaks that have not happened.
+    pub(super) fn breaks_left(&self) -> usize {
+        self.left.load(Ordering::SeqCst)
     }
 
     fn count(&self, method: &str) -> usize {
@@ -135,7 +150,7 @@ fn a_push_goes_on_after_breaks_and_sends_nothing_twice() {
     let result = format!("{}/fast/python:v1", proxy.address);
     must(&mut hoist(&house, &["convert", &source, &result, "--layers", "2", "--quiet"]));
     assert!(proxy.count("PATCH") > 3, "{:?}", proxy.seen.lock().unwrap());
-    assert_eq!(proxy.left.load(Ordering::SeqCst), 0, "all three breaks have happened");
+    assert_eq!(proxy.breaks_left(), 0, "all three breaks have happened");
     // By the registry itself, whole and verified.
     let direct = format!("{}/fast/python:v1", registry.address());
     let read = ["convert", &direct, "oci:unused", "--keep-layers", "--quiet"];
@@ -150,7 +165,7 @@ fn a_push_goes_on_after_breaks_and_sends_nothing_twice() {
     let mounted = format!("{}/other/python:v1", again.address);
     let onto = ["convert", &base, &mounted, "--keep-base", &base, "--quiet"];
     must(&mut hoist(&house, &onto));
-    let seen = again.seen.lock().unwrap().clone();
+    let seen = again.seen();
     let mounts = seen.iter().filter(|line| line.starts_with("POST") && line.contains("mount="));
     assert_eq!(mounts.count(), 2, "{seen:?}");
     assert_eq!(seen.iter().filter(|line| line.starts_with("PATCH")).count(), 1, "{seen:?}");

@@ -53,8 +53,9 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it with everything of it below `home`.
+    /// Starts `command`, which runs containerd, with everything of it below `home`.
     pub(crate) fn start(
+        mut command: Command,
         generation: Generation,
         programs: &Path,
         home: &Path,
@@ -69,7 +70,6 @@ impl Containerd {
         let text = text.replace("@PAUSE@", pause);
         std::fs::write(&settings, text).expect("the scratch directory is writable");
         let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = Command::new(programs.join("containerd"));
         command.arg("--config").arg(&settings);
         // The shim and runc that came with it, not those of the machine.
         command.env("PATH", format!("{}:{path}", programs.display()));

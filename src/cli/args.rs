@@ -375,18 +375,40 @@ pub(super) struct ShowPull {
     pub(super) svg: Option<PathBuf>,
 }
 
-/// Measure this host and its link, and write a profile for convert, simulate and analyze
+/// As [`EXIT_CODES`], with what people want first.
+const CALIBRATE_HELP: &str = "\
+Examples:
+  This host, with an image of the registry that it pulls from:
+    hoist calibrate --image registry.example/app:v1 -o profile.toml
+  What the pulls of this host's hoistd have shown:
+    hoist calibrate --from-daemon -o profile.toml
+  Hosts where nothing can be installed, which pull three variants of one image from here:
+    hoist calibrate --serve 0.0.0.0:5000 oci:app:one oci:app:three oci:app:five --svg pulls.svg -o profile.toml
+
+docs/model.md tells how each figure is found.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 not authorised, \
+5 network or registry not reachable, 130 interrupted.";
+
+/// Find the rates of hosts and links, and write a profile for convert, simulate and analyze
 ///
-/// A part of the image's largest layer is fetched over one connection and over many, decompressed and
-/// hashed; the disk gets a large file and many small ones, which go again. How much slower containerd
-/// decompresses is not measured but taken from docs/model.md. It takes some seconds.
+/// With --image, this host is measured: a part of the image's largest layer is fetched over one connection
+/// and over many, decompressed and hashed; the disk gets a large file and many small ones, which go again.
+/// How much slower containerd decompresses is not measured but taken from docs/model.md. It takes some
+/// seconds. With --from-daemon, the pulls that a running hoistd has recorded say it. With --serve, hoist is
+/// a registry and watches others pull.
 #[derive(Debug, Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = CALIBRATE_HELP, group = clap::ArgGroup::new("way").required(true))]
 pub(super) struct Calibrate {
     /// An image with a layer of at least 8 MiB, in the registry that will be pulled from
-    #[arg(long, value_name = "IMAGE")]
-    pub(super) image: String,
-    /// A directory on the disk that layers lie on
+    #[arg(long, value_name = "IMAGE", group = "way")]
+    pub(super) image: Option<String>,
+    /// From the pulls that the hoistd which runs here has recorded
+    #[arg(long, group = "way")]
+    pub(super) from_daemon: bool,
+    #[command(flatten)]
+    pub(super) served: super::calibrate::Served,
+    /// A directory on the disk that layers lie on; with --serve, where images of registries are copied to
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     pub(super) dir: PathBuf,
     /// Where the profile is written; standard output unless given

@@ -1,24 +1,73 @@
-//! `hoist calibrate`: the rates of this host and its link, for `--profile`.
+//! `hoist calibrate`: the rates of hosts and their links, for `--profile`.
+
+mod daemon;
+mod picture;
+mod serve;
+
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
 
 use super::args::Calibrate;
 use super::error::CliError;
 use super::print;
 use crate::calibrate::{Probe, calibrate};
 use crate::config::{Config, Environment};
-use crate::image::LayerKind;
+use crate::image::{LayerKind, Platform};
+use crate::model::Profile;
 use crate::pull::{self, Start};
 use crate::registry::Registry;
+pub(super) use serve::Served;
 
-/// Measures, and writes the profile.
+/// Finds the rates in the way that was chosen, and writes the profile. Where hoist serves, `stop` ends that
+/// and not the command: what was seen is told.
 pub(super) async fn run(
     args: &Calibrate,
+    socket: impl FnOnce() -> Result<std::path::PathBuf, CliError>,
+    config: impl FnOnce() -> Result<Config, CliError>,
+    environment: &Environment,
+    stop: CancellationToken,
+) -> Result<(), CliError> {
+    let platform = args.wanted.platform()?;
+    let profile = if let Some(address) = args.served.serve {
+        let scratch = args.dir.clone();
+        let (registries, args) = (&args.wanted.registries, &args.served);
+        let wanted = serve::Wanted { args, address, platform, registries, scratch };
+        wanted.profile(config()?, stop).await?
+    } else if let Some(image) = &args.image {
+        measured(args, image, platform, config()?, environment).await?
+    } else {
+        daemon::profile(&socket()?).await?
+    };
+    written(&profile, args.output.as_deref())
+}
+
+fn written(profile: &Profile, output: Option<&Path>) -> Result<(), CliError> {
+    let text = toml::to_string(profile).expect("a profile has string keys only");
+    match output {
+        Some(path) => std::fs::write(path, text)
+            .map_err(|source| CliError::Write { path: path.to_owned(), source }),
+        None => print(&text),
+    }
+}
+
+/// Tells a person something that is not the result.
+#[allow(clippy::print_stderr, reason = "standard output has the profile")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// This host, measured with the largest layer of an image.
+async fn measured(
+    args: &Calibrate,
+    image: &str,
+    platform: Platform,
     mut config: Config,
     environment: &Environment,
-) -> Result<(), CliError> {
+) -> Result<Profile, CliError> {
     args.wanted.registries.apply(&mut config);
-    let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
-    let reference = pull::parse_reference(&args.image)?;
+    let reference = pull::parse_reference(image)?;
     let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
     let tars = plan.layers.iter().filter_map(|layer| match layer.kind() {
         LayerKind::Tar(compression) => Some((layer, compression)),
@@ -37,13 +86,7 @@ pub(super) async fn run(
         directory: args.dir.clone(),
         cores: u32::try_from(environment.cores).unwrap_or(1),
     };
-    let name = format!("calibrated with {}", args.image);
+    let name = format!("calibrated with {image}");
     let measured = tokio::task::spawn_blocking(move || calibrate(&probe, &name)).await;
-    let profile = measured.expect("a measurement does not panic")?;
-    let text = toml::to_string(&profile).expect("a profile has string keys only");
-    match &args.output {
-        Some(path) => std::fs::write(path, text)
-            .map_err(|source| CliError::Write { path: path.clone(), source }),
-        None => print(&text),
-    }
+    Ok(measured.expect("a measurement does not panic")?)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tonic::Code;
 
 use crate::calibrate::CalibrateError;
+use crate::calibrate::shelf::ShelfError;
 use crate::config::ConfigError;
 use crate::containerd::ContainerdError;
 use crate::control::Cause;
@@ -51,6 +52,18 @@ pub(super) enum CliError {
     Calibrate(#[from] CalibrateError),
     #[error("the image has no layer that could be measured with")]
     NoLayer,
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error(
+        "{0} cannot be served: name an image of a registry, oci:DIR[:TAG] or oci-archive:FILE[:TAG]"
+    )]
+    CannotServe(String),
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("hoistd has {pulls} pulls, and none of them fetched a layer of a megabyte to its end")]
+    NoRecords { pulls: usize },
+    #[error("{pulls} pulls were seen, and no layer was under way for long enough to tell a rate")]
+    NothingSeen { pulls: usize },
     #[error("comparing: {0}")]
     Diff(ConvertError),
     #[error("the images differ in {}", counted(*.0, "place"))]
@@ -108,10 +121,14 @@ impl CliError {
             | Self::LevelOfNothing(_)
             | Self::NobodyToAsk
             | Self::Usage(_)
+            | Self::CannotServe(_)
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
             Self::Diff(error) => convert_code(error).max(2),
-            Self::NoSuchPull(_) | Self::NotBaked { .. } => 3,
+            Self::NoSuchPull(_) | Self::NotBaked { .. } | Self::NoRecords { .. } => 3,
+            Self::Shelf(ShelfError::Registry(source)) => registry_code(source),
+            Self::Shelf(ShelfError::Layout(LayoutError::NoTag { .. })) => 3,
+            Self::Shelf(ShelfError::Fetch { .. }) => 5,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
             Self::Prefetch { cause, .. } => match cause {
@@ -149,6 +166,12 @@ impl CliError {
             Self::NotBaked { .. } => Some("hoist bake IMAGE… bakes images, as root."),
             Self::Spoiled(_) => Some(
                 "hoist bake --verify --repair mends it: from what is here where that is enough, else from the registry.",
+            ),
+            Self::NoRecords { .. } => Some(
+                "Pull an image through containerd, or with hoist pull --snapshots, and ask again.",
+            ),
+            Self::NothingSeen { .. } => Some(
+                "A layer has to take some tenths of a second: serve an image with larger layers.",
             ),
             Self::NobodyToAsk => Some("Pass --yes to write it, or --dry-run to see it only."),
             Self::Pull(PullError::Reference { .. }) => Some(AN_IMAGE),

@@ -44,7 +44,8 @@ async fn get(client: &mut Client, id: u64) -> Result<PullReport, CliError> {
     }
 }
 
-async fn list(client: &mut Client, limit: u32) -> Result<Vec<PullReport>, CliError> {
+/// The last pulls; of those that have ended at most `limit`, 0 for all that are kept.
+pub(super) async fn list(client: &mut Client, limit: u32) -> Result<Vec<PullReport>, CliError> {
     let answer = client.list_pulls(ListPullsRequest { limit }).await.map_err(|s| told(&s))?;
     answer.into_inner().reports_json.iter().map(|json| read(json)).collect()
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::arrange::{self, Dedupe, Wanted};
 use super::base::Above;
 use super::plan::{Aim, Wish};
+use super::read::{ReadLayer, read_all};
+use super::task::as_it_was;
 use super::tree::{InodeId, Node, Tree};
-use super::{
-    ConvertError, Phase, Place, Progress, Puller, Reach, as_it_was, puller, read_all, source,
-};
+use super::{ConvertError, Phase, Place, Progress, Puller, Reach, puller, source};
 use crate::archive::LayerPath;
 use crate::image::{BlobDigest, Compression, Platform};
 use crate::model::{Load, Model};
@@ -120,7 +120,7 @@ pub fn analyze(
     progress.enter(Phase::Read, image.layers.iter().map(|layer| layer.size).sum());
     let (read, _) = read_all(&image.layers, None, threads, progress)?;
     let ratios = read.iter().map(|layer| (layer.blob_bytes, layer.archive_bytes)).collect();
-    let content = |layer: &super::ReadLayer| -> u64 {
+    let content = |layer: &ReadLayer| -> u64 {
         layer.entries.iter().filter_map(|found| found.content).map(|content| content.size).sum()
     };
     let contents: Vec<u64> = read.iter().map(content).collect();

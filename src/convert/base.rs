@@ -5,9 +5,43 @@
 //! names that the base has and the final file system does not.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use super::source::{self, Image, Reach};
 use super::tree::{InodeId, Node, ROOT, Tree};
+use super::{ConvertError, Place, document};
 use crate::archive::LayerPath;
+use crate::image::Platform;
+use crate::layout::Staging;
+
+/// Has the lowest layers of `image` come from `base`, as far as they are the same archives, and be kept
+/// while they are read. Returns how many.
+pub(super) fn put_on_base(
+    image: &mut Image,
+    base: &Place,
+    staging: &Arc<Staging>,
+    reach: &Reach,
+) -> Result<usize, ConvertError> {
+    let platform = document::platform(&image.config).unwrap_or_else(Platform::host);
+    let opened = source::open(base, Some(&platform), reach)?;
+    let below = opened.images.into_iter().next().expect("one platform is one image").layers;
+    let pairs = image.layers.iter_mut().zip(below);
+    let mut kept = 0;
+    for (own, below) in pairs.take_while(|(own, below)| own.diff_id == below.diff_id) {
+        if below.digest.is_some() {
+            *own = below;
+        } else if own.digest.is_none() {
+            break;
+        }
+        own.keep = Some(Arc::clone(staging));
+        kept += 1;
+    }
+    if kept == 0 {
+        let reason = "the image does not begin with its layers, so none of them can be kept";
+        return Err(ConvertError::Base { base: base.to_string(), reason });
+    }
+    Ok(kept)
+}
 
 /// The difference of a file system from its base.
 #[derive(Debug, Default)]

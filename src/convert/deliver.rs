@@ -8,8 +8,9 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
 
+use super::place::Place;
 use super::progress::{Phase, Progress};
-use super::source::{Place, Reach};
+use super::source::Reach;
 use super::{ConvertError, document};
 use crate::image::BlobDigest;
 use crate::layout::Staging;

@@ -1,14 +1,16 @@
 //! A layer's entries with all of their metadata; contents go to the spool, or nowhere.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
 use super::ConvertError;
 use super::progress::Progress;
 use super::source::Layer;
-use super::spool::{SpoolWriter, Spot};
+use super::spool::{Spool, SpoolWriter, Spot};
 use crate::archive::{ArchiveError, Entry, Event, Kind, Parser, Place, place};
 use crate::compression::{self, Decoded, Decoder, Resources};
 use crate::hashing::Hasher;
@@ -212,4 +214,44 @@ impl Reading<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads layers at once, with `threads` threads; contents go to spools in `directory`, if any.
+pub(super) fn read_all(
+    layers: &[Layer],
+    directory: Option<&Path>,
+    threads: usize,
+    progress: &Arc<Progress>,
+) -> Result<(Vec<ReadLayer>, Vec<Spool>), ConvertError> {
+    // The largest first, so that none of them is begun when the others have ended.
+    let mut order: Vec<usize> = (0..layers.len()).collect();
+    order.sort_by_key(|&at| (std::cmp::Reverse(layers[at].size), at));
+    let next = AtomicUsize::new(0);
+    let thread = || {
+        let mut done = Vec::new();
+        while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut spool = directory.map(|dir| SpoolWriter::new(dir, at)).transpose()?;
+            let read = read_layer(&layers[at], at, spool.as_mut(), progress)?;
+            let failed = ConvertError::disk("writing", Path::new("a temporary file"));
+            let spool = spool.map(SpoolWriter::finish).transpose().map_err(failed)?;
+            done.push((at, read, spool));
+        }
+        Ok(done)
+    };
+    let ended: Vec<Result<Vec<_>, ConvertError>> = std::thread::scope(|scope| {
+        let all: Vec<_> =
+            (0..threads.clamp(1, layers.len().max(1))).map(|_| scope.spawn(thread)).collect();
+        all.into_iter().map(|thread| thread.join().expect("a reader does not panic")).collect()
+    });
+    let mut all = Vec::new();
+    for done in ended {
+        all.extend(done?);
+    }
+    all.sort_by_key(|(at, ..)| *at);
+    let (mut read, mut spools) = (Vec::new(), Vec::new());
+    for (_, layer, spool) in all {
+        read.push(layer);
+        spools.extend(spool);
+    }
+    Ok((read, spools))
 }

@@ -8,26 +8,25 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Method, StatusCode, Url};
 
-use super::auth::{Scope, Visit};
-use super::endpoint::{self, Endpoint, authority};
-use super::exchange::same_origin;
+use super::auth::Visit;
+use super::endpoint::{self, Endpoint};
 use super::{Reference, Registry, RegistryError, exchange};
 use crate::image::BlobDigest;
+
+mod request;
+
+use request::Asked;
 
 /// Bytes of a chunk: a connection that breaks costs so many at most. ECR takes no fewer than 5 MiB.
 const CHUNK_BYTES: u64 = 16 << 20;
 
 /// The largest chunk that a registry may ask for (`OCI-Chunk-Min-Length`), since it is held in memory.
 const CHUNK_BYTES_MOST: u64 = 64 << 20;
-
-/// A link that takes fewer bytes a second than this counts as broken.
-const RATE_LEAST: u64 = 128 << 10;
 
 /// Reads a part of a blob that is to be sent.
 pub type ReadPart = Arc<dyn Fn(Range<u64>) -> std::io::Result<Bytes> + Send + Sync>;
@@ -49,15 +48,6 @@ pub struct Push {
     registry: Registry,
     reference: Reference,
     endpoint: Arc<Endpoint>,
-}
-
-/// A request, to be asked again as it is where authorization is wanted.
-struct Asked<'a> {
-    method: Method,
-    url: Url,
-    what: &'a str,
-    headers: Vec<(reqwest::header::HeaderName, String)>,
-    body: Option<Bytes>,
 }
 
 /// An upload under way.
@@ -329,14 +319,6 @@ impl Push {
         }
     }
 
-    fn scope<'a>(&'a self, what: &'a str) -> Scope<'a> {
-        self.endpoint.scope(self.reference.repository(), what)
-    }
-
-    fn url(&self, path: &str) -> Result<Url, RegistryError> {
-        exchange::address(&self.endpoint, self.reference.repository(), path)
-    }
-
     async fn part(
         &self,
         what: &str,
@@ -348,83 +330,6 @@ impl Push {
         let bytes = tokio::task::spawn_blocking(move || read(wanted)).await;
         let bytes = bytes.expect("reading a file does not panic");
         bytes.map_err(|source| RegistryError::Source { what: what.to_owned(), source })
-    }
-
-    /// Where an upload goes on.
-    fn location(&self, response: &Response, asked: &Url, what: &str) -> Result<Url, RegistryError> {
-        exchange::location(&self.registry.shared, response, asked, what)
-    }
-
-    /// Asks, and answers the registry's challenge.
-    async fn ask(&self, asked: &Asked<'_>) -> Result<Response, RegistryError> {
-        let shared = &self.registry.shared;
-        let scope = self.scope(asked.what);
-        let own = same_origin(&asked.url, &self.endpoint.config.base);
-        let mut visit = Visit::begin();
-        loop {
-            let authorization =
-                shared.authorizer.current(&shared.clients, scope, &mut visit).await?;
-            let client = shared.clients.client(&asked.url, Some(&self.endpoint.config))?;
-            let request = client.request(asked.method.clone(), asked.url.clone());
-            let authorized = authorization.as_ref();
-            let mut request = exchange::introduced(request, &asked.url, &self.endpoint, authorized);
-            for (name, value) in &asked.headers {
-                request = request.header(name, value);
-            }
-            let length = asked.body.as_ref().map_or(0, Bytes::len) as u64;
-            if let Some(body) = &asked.body {
-                request = request.body(body.clone());
-            }
-            let response = self.answer(request, &asked.url, asked.what, length).await?;
-            let status = response.status();
-            let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-            if !(refused && own) {
-                shared.authorizer.accepted(scope, &visit);
-                return Ok(response);
-            }
-            let headers = response.headers();
-            shared.authorizer.refused(&shared.clients, scope, &mut visit, status, headers).await?;
-        }
-    }
-
-    async fn answer(
-        &self,
-        request: reqwest::RequestBuilder,
-        url: &Url,
-        what: &str,
-        bytes: u64,
-    ) -> Result<Response, RegistryError> {
-        let settings = &self.registry.shared.settings;
-        let after = settings.stall_timeout
-            + settings.connect_timeout
-            + Duration::from_secs(bytes / RATE_LEAST);
-        let (host, what) = (authority(url), what.to_owned());
-        match tokio::time::timeout(after, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(source)) => {
-                Err(RegistryError::Send { host, what, source: source.without_url() })
-            }
-            Err(_) => Err(RegistryError::Stalled { host, what, after }),
-        }
-    }
-
-    async fn expect(
-        &self,
-        response: Response,
-        good: &[StatusCode],
-        what: &str,
-    ) -> Result<Response, RegistryError> {
-        if good.contains(&response.status()) {
-            Ok(response)
-        } else {
-            Err(self.refusal(response, what).await)
-        }
-    }
-
-    /// What the registry says, where it does not do what it was asked.
-    async fn refusal(&self, response: Response, what: &str) -> RegistryError {
-        let own = same_origin(response.url(), &self.endpoint.config.base);
-        exchange::refusal(response, self.endpoint.name.clone(), what.to_owned(), own).await
     }
 }
 
