@@ -56,6 +56,7 @@ fn layer(costs: Costs, size: u64, entries: u64, seconds: f64, connections: f64) 
             ),
         ],
         stalls: Vec::new(),
+        limits: Vec::new(),
     }
 }
 
