@@ -330,11 +330,27 @@ impl Drop for Mounted<'_> {
             // The scratch directory unmounts it; a second panic would hide the first.
             return;
         }
-        must(Command::new("umount").arg(&point));
+        unmount(&self.target);
         // It may have been collected already.
         let arguments = ["snapshot", "--snapshotter", self.snapshotter, "rm", &point];
         let _ = self.containerd.ctr_process(self.namespace, &arguments).output();
     }
+}
+
+/// Unmounts what was looked at. A process that another test begins meanwhile has our handles into it until it becomes its
+/// program, and as long it is busy.
+fn unmount(point: &Path) {
+    for _ in 0..50 {
+        let done = Command::new("umount").arg(point).output().expect("umount is there");
+        if done.status.success() || !String::from_utf8_lossy(&done.stderr).contains("busy") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("it can be read");
+    let point = point.display().to_string();
+    let mounted = mounts.lines().any(|line| line.split(' ').nth(4) == Some(&point));
+    assert!(!mounted, "{point} is still mounted");
 }
 
 fn text_of(value: &serde_json::Value) -> String {
