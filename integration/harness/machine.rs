@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::process::Daemon;
@@ -24,7 +25,11 @@ pub(crate) struct Machine {
     leader: String,
     groups: Groups,
     _nspawn: Daemon,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One machine at a time: they all have this machine's network, where each hoistd wants the same port.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Where a machine has its control groups.
 enum Groups {
@@ -99,6 +104,7 @@ impl House {
         root: PathBuf,
         test: &str,
     ) -> Option<Machine> {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("--machine=hoist-{}", std::process::id());
         command.arg("--directory").arg(&root).args(["--boot", "--console=pipe", &name]);
         // The clock of a clean root is its own, for packages to set up.
@@ -112,7 +118,8 @@ impl House {
         let began = Instant::now();
         while began.elapsed() < BOOT_PATIENCE {
             if let Some(leader) = child_of(nspawn.id()) {
-                let machine = Machine { root: root.clone(), leader, groups, _nspawn: nspawn };
+                let root = root.clone();
+                let machine = Machine { root, leader, groups, _nspawn: nspawn, _alone: alone };
                 return machine.settle(began).or_else(|| {
                     skipped(test, "systemd does not boot in systemd-nspawn on this machine");
                     None
