@@ -37,7 +37,7 @@ use crate::metrics::RequestMetrics;
 
 pub use blob::{Blob, Body};
 pub use credentials::{Keychain, registry_of, unpacked};
-pub use error::RegistryError;
+pub use error::{Failure, RegistryError};
 pub use oci_spec::distribution::{ParseError, Reference};
 pub use push::{Push, ReadPart, Sent};
 pub(crate) use retry::Backoff;

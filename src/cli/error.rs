@@ -17,7 +17,7 @@ use crate::listing::ListingError;
 use crate::model::ProfileError;
 use crate::pull::PullError;
 use crate::pull::trees::StoreError;
-use crate::registry::RegistryError;
+use crate::registry::{Failure, RegistryError};
 use crate::timeline::figures::counted;
 use crate::unpack::UnpackError;
 
@@ -210,15 +210,11 @@ fn is_not_permitted(error: &PullError) -> bool {
 }
 
 fn registry_code(error: &RegistryError) -> u8 {
-    if error.is_not_found() {
-        3
-    } else if error.is_unauthorized() {
-        4
-    } else if matches!(error, RegistryError::Status { status: 400..500, .. }) {
-        // It was reached, and does not want what was asked for.
-        1
-    } else {
-        5
+    match error.failure() {
+        Failure::NotFound => 3,
+        Failure::NotAuthorised => 4,
+        Failure::Refused => 1,
+        Failure::NotReachable => 5,
     }
 }
 

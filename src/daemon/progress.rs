@@ -8,7 +8,7 @@ use tonic::Status;
 use crate::control::{Cause, PullProgress};
 use crate::fetch::FetchError;
 use crate::pull::PullError;
-use crate::registry::RegistryError;
+use crate::registry::{Failure, RegistryError};
 use crate::timeline::{PullRecorder, PullReport};
 
 /// How often a pull's progress is sent: often enough for a bar that moves.
@@ -55,17 +55,11 @@ pub(super) fn last(recorder: &PullRecorder, error: Option<(String, Cause)>) -> P
 
 /// What kind of failure an error is.
 pub(super) fn cause(error: &PullError) -> Cause {
-    let of_registry = |error: &RegistryError| {
-        if error.is_not_found() {
-            Cause::NotFound
-        } else if error.is_unauthorized() {
-            Cause::NotAuthorised
-        } else if matches!(error, RegistryError::Status { status: 400..500, .. }) {
-            // It was reached, and does not want what was asked for.
-            Cause::Other
-        } else {
-            Cause::NotReachable
-        }
+    let of_registry = |error: &RegistryError| match error.failure() {
+        Failure::NotFound => Cause::NotFound,
+        Failure::NotAuthorised => Cause::NotAuthorised,
+        Failure::Refused => Cause::Other,
+        Failure::NotReachable => Cause::NotReachable,
     };
     match error {
         PullError::Registry { source, .. } => of_registry(source),

@@ -8,6 +8,19 @@ use std::time::Duration;
 
 use super::tls::Verdict;
 
+/// What the failure of a request is to whoever asked, whatever its reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// It is not there.
+    NotFound,
+    /// Other credentials are needed, or any.
+    NotAuthorised,
+    /// The registry was reached, and does not want what was asked for.
+    Refused,
+    /// The registry was not reached, or cannot answer.
+    NotReachable,
+}
+
 /// Why a registry did not give what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -306,6 +319,16 @@ impl RegistryError {
     /// Whether other credentials are needed, or any.
     pub fn is_unauthorized(&self) -> bool {
         matches!(self, Self::Unauthorized { .. })
+    }
+
+    /// What it is to whoever asked.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::NotFound { .. } => Failure::NotFound,
+            Self::Unauthorized { .. } => Failure::NotAuthorised,
+            Self::Status { status: 400..500, .. } => Failure::Refused,
+            _ => Failure::NotReachable,
+        }
     }
 
     /// Whether the bytes themselves are wrong, in which case nobody else's copy excuses them.
