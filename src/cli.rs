@@ -58,7 +58,12 @@ pub fn run() -> ExitCode {
 fn tell(error: &CliError) {
     let advice = error.advice().map_or(String::new(), |advice| format!("  {advice}\n"));
     let text = format!("hoist: {}\n{advice}", error.to_string().trim_end());
-    // Whoever closed standard error does not want to hear it; the exit code says it all the same.
+    // The exit code says it all the same.
+    aside(&text);
+}
+
+/// Tells a person on standard error what is not the result. Whoever closed that does not want to hear it.
+fn aside(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 

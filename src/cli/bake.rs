@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::error::CliError;
-use super::prefetch::{self, Into, Whose, tell_or_keep};
+use super::prefetch::{self, Into, Whose, pins, tell_or_keep};
 use super::remote::{Client, connect, told};
 use super::table::bytes;
 use super::{print, print_json, summary};
 use crate::config::{Config, Environment};
-use crate::control::{InfoRequest, ListPinsRequest, Pin, PrefetchRequest};
+use crate::control::InfoRequest;
 use daemon::OwnDaemon;
 
 /// Bring images into a machine image (an AMI), and check at boot that they are whole
@@ -92,13 +92,7 @@ async fn pull_and_note(
     let whose = Whose::of(&args.into, environment);
     let mut failed = None;
     for image in &args.images {
-        let request = PrefetchRequest {
-            image: image.clone(),
-            platform: args.platform.clone().unwrap_or_default(),
-            namespace: whose.namespace.clone(),
-            containerd: whose.containerd.clone(),
-            keep_seconds: 0,
-        };
+        let request = whose.request(image, args.platform.as_deref(), None);
         match prefetch::pull(&mut client, request, args.quiet || args.json).await {
             Ok(report) if !args.json && !args.quiet => print(&summary::whole(&report))?,
             Ok(_) => {}
@@ -124,9 +118,4 @@ async fn pull_and_note(
 async fn root(client: &mut Client) -> Result<PathBuf, CliError> {
     let info = client.info(InfoRequest {}).await.map_err(|status| told(&status))?;
     Ok(info.into_inner().root.into())
-}
-
-async fn pins(client: &mut Client) -> Result<Vec<Pin>, CliError> {
-    let answer = client.list_pins(ListPinsRequest {}).await.map_err(|status| told(&status))?;
-    Ok(answer.into_inner().pins)
 }

@@ -52,9 +52,8 @@ fn written(profile: &Profile, output: Option<&Path>) -> Result<(), CliError> {
 }
 
 /// Tells a person something that is not the result.
-#[allow(clippy::print_stderr, reason = "standard output has the profile")]
 fn say(text: &str) {
-    eprintln!("{text}");
+    super::aside(&format!("{text}\n"));
 }
 
 /// This host, measured with the largest layer of an image.

@@ -8,7 +8,6 @@ use crate::calibrate::CalibrateError;
 use crate::calibrate::shelf::ShelfError;
 use crate::config::ConfigError;
 use crate::containerd::ContainerdError;
-use crate::control::Cause;
 use crate::convert::ConvertError;
 use crate::image::ManifestError;
 use crate::install::InstallError;
@@ -74,12 +73,9 @@ pub(super) enum CliError {
     NoDaemon { socket: PathBuf, reason: String },
     #[error("hoistd: {0}")]
     Daemon(String),
-    #[error("hoistd: {text}")]
-    Refused { code: tonic::Code, text: String },
-    #[error("{message}")]
-    Prefetch { message: String, cause: Cause },
-    #[error("{0}")]
-    Usage(String),
+    /// What hoistd said instead of an answer, or of a pull that failed.
+    #[error("{text}")]
+    Refused { code: Code, text: String },
     #[error("nothing is baked here: {} cannot be read: {source}", path.display())]
     NotBaked { path: PathBuf, source: std::io::Error },
     #[error("{}: {reason}", path.display())]
@@ -120,7 +116,6 @@ impl CliError {
             | Self::Level { .. }
             | Self::LevelOfNothing(_)
             | Self::NobodyToAsk
-            | Self::Usage(_)
             | Self::CannotServe(_)
             | Self::Pull(PullError::Reference { .. }) => 2,
             Self::Convert(error) => convert_code(error),
@@ -131,12 +126,6 @@ impl CliError {
             Self::Shelf(ShelfError::Fetch { .. }) => 5,
             Self::Pull(PullError::Registry { source, .. }) => registry_code(source),
             Self::Registry(source) => registry_code(source),
-            Self::Prefetch { cause, .. } => match cause {
-                Cause::Other => 1,
-                Cause::NotFound => 3,
-                Cause::NotAuthorised => 4,
-                Cause::NotReachable => 5,
-            },
             Self::NoDaemon { .. } | Self::Calibrate(CalibrateError::Fetch { .. }) => 5,
             Self::Refused { code: Code::InvalidArgument, .. } => 2,
             Self::Refused { code: Code::NotFound, .. } => 3,

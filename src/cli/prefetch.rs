@@ -7,14 +7,11 @@ use clap::Args;
 
 use super::args::EXIT_CODES;
 use super::error::CliError;
-use super::progress::Progress;
-use super::remote::{Client, connect, read, told};
+use super::remote::{Client, connect, followed, told};
 use super::table::{bytes, short, table, text};
 use super::{print, print_json, summary};
 use crate::config::Environment;
-use crate::control::{
-    Cause, ListPinsRequest, Pin, PrefetchRequest, ReleaseRequest, ReleaseResponse,
-};
+use crate::control::{ListPinsRequest, Pin, PrefetchRequest, ReleaseRequest, ReleaseResponse};
 use crate::timeline::PullReport;
 use crate::units::parse_duration;
 
@@ -69,13 +66,7 @@ pub(super) async fn prefetch(
     let mut reports = Vec::new();
     let mut failed = None;
     for image in &args.images {
-        let request = PrefetchRequest {
-            image: image.clone(),
-            platform: args.platform.clone().unwrap_or_default(),
-            namespace: whose.namespace.clone(),
-            containerd: whose.containerd.clone(),
-            keep_seconds: args.keep.map_or(0, |keep| keep.as_secs().max(1)),
-        };
+        let request = whose.request(image, args.platform.as_deref(), args.keep);
         match pull(&mut client, request, args.quiet || args.json).await {
             Ok(report) if args.json => reports.push(report),
             Ok(report) => print(&summary::whole(&report))?,
@@ -133,6 +124,22 @@ impl Whose {
             containerd: address.map(|path| path.display().to_string()).unwrap_or_default(),
         }
     }
+
+    /// Asks for an image, to be kept for so long; until it is released unless given.
+    pub(super) fn request(
+        &self,
+        image: &str,
+        platform: Option<&str>,
+        keep: Option<Duration>,
+    ) -> PrefetchRequest {
+        PrefetchRequest {
+            image: image.to_owned(),
+            platform: platform.unwrap_or_default().to_owned(),
+            namespace: self.namespace.clone(),
+            containerd: self.containerd.clone(),
+            keep_seconds: keep.map_or(0, |keep| keep.as_secs().max(1)),
+        }
+    }
 }
 
 /// Has hoistd prefetch one image, and shows how far it is.
@@ -142,32 +149,13 @@ pub(super) async fn pull(
     quiet: bool,
 ) -> Result<PullReport, CliError> {
     let answer = client.prefetch(request).await.map_err(|status| refused(&status))?;
-    let mut stream = answer.into_inner();
-    let mut progress = Progress::new(quiet);
-    while let Some(message) = stream.message().await.map_err(|status| told(&status))? {
-        if !message.error.is_empty() {
-            let cause = message.cause();
-            return Err(CliError::Prefetch { message: message.error, cause });
-        }
-        let report = read(&message.report_json)?;
-        if message.done {
-            progress.end();
-            return Ok(report);
-        }
-        progress.show(&report);
-    }
-    Err(CliError::Daemon("it ended in the middle of the prefetch; nothing is pinned".to_owned()))
+    let lost = "it ended in the middle of the prefetch; nothing is pinned";
+    followed(answer, quiet, "", lost).await
 }
 
 /// What hoistd said before it began.
 pub(super) fn refused(status: &tonic::Status) -> CliError {
-    let cause = match status.code() {
-        tonic::Code::InvalidArgument => return CliError::Usage(status.message().to_owned()),
-        tonic::Code::Unavailable => Cause::NotReachable,
-        tonic::Code::NotFound => Cause::NotFound,
-        _ => Cause::Other,
-    };
-    CliError::Prefetch { message: status.message().to_owned(), cause }
+    CliError::Refused { code: status.code(), text: status.message().to_owned() }
 }
 
 async fn release(client: &mut Client, args: &Prefetch, whose: &Whose) -> Result<(), CliError> {
@@ -208,9 +196,14 @@ fn released(image: &str, removed: bool, containers: &[String]) -> String {
     }
 }
 
-async fn list(client: &mut Client, as_json: bool) -> Result<(), CliError> {
+/// The images that are pinned, of all namespaces.
+pub(super) async fn pins(client: &mut Client) -> Result<Vec<Pin>, CliError> {
     let answer = client.list_pins(ListPinsRequest {}).await.map_err(|status| told(&status))?;
-    let pins = answer.into_inner().pins;
+    Ok(answer.into_inner().pins)
+}
+
+async fn list(client: &mut Client, as_json: bool) -> Result<(), CliError> {
+    let pins = pins(client).await?;
     if as_json {
         return print_json(&pins.iter().map(json).collect::<Vec<_>>());
     }

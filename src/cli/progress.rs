@@ -1,7 +1,7 @@
 //! How far a pull is, for a person who waits: bars on a terminal, a line now and then elsewhere.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -84,8 +84,7 @@ fn line(report: &PullReport) {
         bytes(report.bytes(Phase::Decompress)),
         report.seconds,
     );
-    // Progress is not worth failing for.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    super::aside(&text);
 }
 
 fn new_bar(layer: &LayerReport) -> ProgressBar {

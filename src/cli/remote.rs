@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tonic::Code;
+use tonic::{Code, Response, Streaming};
 
 use super::args::{Ls, Pull};
 use super::error::CliError;
@@ -10,7 +10,7 @@ use super::progress::Progress;
 use super::table::{bytes, counted, short, table, text};
 use super::{print, print_json, summary};
 use crate::control::control_client::ControlClient;
-use crate::control::{Cause, ListTreesRequest, PullRequest, Tree};
+use crate::control::{Cause, ListTreesRequest, PullProgress, PullRequest, Tree};
 use crate::timeline::PullReport;
 
 pub(super) type Client = ControlClient<tonic::transport::Channel>;
@@ -32,7 +32,41 @@ pub(super) async fn connect(socket: &Path) -> Result<Client, CliError> {
 
 /// What hoistd said instead of an answer.
 pub(super) fn told(status: &tonic::Status) -> CliError {
-    CliError::Refused { code: status.code(), text: status.message().to_owned() }
+    CliError::Refused { code: status.code(), text: format!("hoistd: {}", status.message()) }
+}
+
+/// Shows how far a pull is until it has ended, and gives its last report. What hoistd says of a failure is told
+/// behind `whose`; a stream that ends before the pull is `lost`.
+pub(super) async fn followed(
+    answer: Response<Streaming<PullProgress>>,
+    quiet: bool,
+    whose: &str,
+    lost: &str,
+) -> Result<PullReport, CliError> {
+    let mut stream = answer.into_inner();
+    let mut progress = Progress::new(quiet);
+    let mut last = None;
+    while let Some(message) = stream.message().await.map_err(|s| told(&s))? {
+        if !message.report_json.is_empty() {
+            let report = read(&message.report_json)?;
+            progress.show(&report);
+            last = Some(report);
+        }
+        if !message.error.is_empty() {
+            let code = match message.cause() {
+                Cause::Other => Code::Aborted,
+                Cause::NotFound => Code::NotFound,
+                Cause::NotAuthorised => Code::Unauthenticated,
+                Cause::NotReachable => Code::Unavailable,
+            };
+            return Err(CliError::Refused { code, text: format!("{whose}{}", message.error) });
+        }
+        if message.done {
+            progress.end();
+            return last.ok_or_else(|| CliError::Daemon("it sent no report".to_owned()));
+        }
+    }
+    Err(CliError::Daemon(lost.to_owned()))
 }
 
 /// Reads a report.
@@ -87,29 +121,7 @@ pub(super) async fn pull(args: &Pull, socket: &Path) -> Result<(), CliError> {
     let platform = args.wanted.platform.clone().unwrap_or_default();
     let request = PullRequest { image: args.image.clone(), platform };
     let answer = connect(socket).await?.pull(request).await.map_err(|s| told(&s))?;
-    let mut stream = answer.into_inner();
-    let mut progress = Progress::new(args.quiet || args.json);
-    let mut last = None;
-    while let Some(message) = stream.message().await.map_err(|s| told(&s))? {
-        if !message.report_json.is_empty() {
-            let report = read(&message.report_json)?;
-            progress.show(&report);
-            last = Some(report);
-        }
-        if !message.error.is_empty() {
-            let code = match message.cause() {
-                Cause::Other => Code::Aborted,
-                Cause::NotFound => Code::NotFound,
-                Cause::NotAuthorised => Code::Unauthenticated,
-                Cause::NotReachable => Code::Unavailable,
-            };
-            return Err(CliError::Refused { code, text: message.error });
-        }
-        if message.done {
-            progress.end();
-            let report = last.ok_or_else(|| CliError::Daemon("it sent no report".to_owned()))?;
-            return if args.json { print_json(&report) } else { print(&summary::whole(&report)) };
-        }
-    }
-    Err(CliError::Daemon("it ended in the middle of the pull".to_owned()))
+    let lost = "it ended in the middle of the pull";
+    let report = followed(answer, args.quiet || args.json, "hoistd: ", lost).await?;
+    if args.json { print_json(&report) } else { print(&summary::whole(&report)) }
 }

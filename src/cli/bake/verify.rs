@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::super::error::CliError;
-use super::super::prefetch::{pull, refused};
+use super::super::prefetch::{pins, pull, refused};
 use super::super::remote::{Client, told};
 use super::super::table::short;
 use super::super::{print, print_json};
 use super::record::{self, Baked, BakedImage, BakedLayer};
-use super::{Bake, pins, root};
+use super::{Bake, root};
 use crate::control::{CheckPinRequest, ListTreesRequest, Pin, PrefetchRequest, ReleaseRequest};
 use crate::listing::{self, Depth};
 
