@@ -11,6 +11,6 @@ mod manifest;
 pub use digest::{BlobDigest, ChainId, DiffId, DigestError, Sha256};
 pub use layer::{Compression, LayerKind};
 pub use manifest::{
-    Descriptor, ImageLayer, ImagePlan, ManifestError, ManifestOrIndex, NamedDocument, Platform,
-    parse_config, select_platform,
+    Descriptor, INDEX_DEPTH, ImageLayer, ImagePlan, ManifestError, ManifestOrIndex, NamedDocument,
+    Platform, parse_config, select_platform,
 };

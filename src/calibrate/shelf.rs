@@ -16,14 +16,11 @@ use super::experiment::ServedLayer;
 use crate::fetch::{FetchError, Fetcher};
 use crate::hashing::Hasher;
 use crate::image::{
-    BlobDigest, Descriptor, ManifestError, ManifestOrIndex, Platform, select_platform,
+    BlobDigest, Descriptor, INDEX_DEPTH, ManifestError, ManifestOrIndex, Platform, select_platform,
 };
 use crate::layout::{DOCUMENT_BYTES_MOST, Layout, LayoutError, Member, Staging};
 use crate::registry::{Reference, Registry, RegistryError};
 use crate::timeline::LayerRecorder;
-
-/// Indexes within indexes that are followed.
-const INDEX_DEPTH: usize = 3;
 
 /// Why an image cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -235,10 +232,10 @@ fn chosen(
     let unusable = |source| ShelfError::Manifest { image: image.to_owned(), source };
     let (mut digest, mut content_type, mut bytes) = first;
     for _ in 0..INDEX_DEPTH {
-        match ManifestOrIndex::parse(content_type.as_deref(), &bytes).map_err(unusable)? {
+        let parsed = ManifestOrIndex::parse_named(content_type.as_deref(), &bytes);
+        let (parsed, media_type) = parsed.map_err(unusable)?;
+        match parsed {
             ManifestOrIndex::Manifest { config, layers } => {
-                let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-                let media_type = said["mediaType"].as_str().map(str::to_owned).or(content_type);
                 let oci = || "application/vnd.oci.image.manifest.v1+json".to_owned();
                 let layers = layers.iter();
                 let layers =
@@ -252,7 +249,7 @@ fn chosen(
             }
         }
     }
-    Err(unusable(ManifestError::MediaType("an index of indexes without end".to_owned())))
+    Err(unusable(ManifestError::endless()))
 }
 
 /// Fetches a layer into `staging`.

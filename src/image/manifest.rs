@@ -53,6 +53,16 @@ pub enum ManifestError {
     },
 }
 
+/// Indexes within indexes that are followed; more is a loop or an attack ([`ManifestError::endless`]).
+pub const INDEX_DEPTH: usize = 3;
+
+impl ManifestError {
+    /// An index that leads to nothing but indexes.
+    pub fn endless() -> Self {
+        Self::MediaType("an index of indexes without end".to_owned())
+    }
+}
+
 /// `os/arch[/variant]`, as the OCI image index and containerd write it.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Platform {
@@ -170,6 +180,17 @@ impl ManifestOrIndex {
     /// # Errors
     /// Where it is neither an image manifest nor an index, or not readable as one.
     pub fn parse(content_type: Option<&str>, json: &[u8]) -> Result<Self, ManifestError> {
+        Self::parse_named(content_type, json).map(|(document, _)| document)
+    }
+
+    /// The same, with its media type: its own word, else `content_type`.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_named(
+        content_type: Option<&str>,
+        json: &[u8],
+    ) -> Result<(Self, Option<String>), ManifestError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Raw {
@@ -186,13 +207,14 @@ impl ManifestOrIndex {
         }
         let raw: Raw = serde_json::from_slice(json)
             .map_err(|source| ManifestError::Json { what: "manifest", source })?;
+        let media_type = raw.media_type.or_else(|| content_type.map(str::to_owned));
         // The structure decides, not the media type: a document with both is an attack
         // (CVE-2021-41190), and containerd refuses it too.
-        match (raw.config, raw.layers, raw.manifests) {
-            (Some(config), Some(layers), None) if raw.schema_version == 2 => Ok(Self::Manifest {
+        let document = match (raw.config, raw.layers, raw.manifests) {
+            (Some(config), Some(layers), None) if raw.schema_version == 2 => Self::Manifest {
                 config: config.parse()?,
                 layers: layers.into_iter().map(RawDescriptor::parse).collect::<Result<_, _>>()?,
-            }),
+            },
             (None, None, Some(manifests)) => {
                 let usable = manifests.into_iter().filter(|m| {
                     // Attestations of BuildKit stand in an index beside the images.
@@ -202,13 +224,11 @@ impl ManifestOrIndex {
                     let platform = m.platform.take();
                     m.parse().map(|descriptor| (descriptor, platform))
                 });
-                Ok(Self::Index(parsed.collect::<Result<_, _>>()?))
+                Self::Index(parsed.collect::<Result<_, _>>()?)
             }
-            _ => {
-                let named = raw.media_type.or_else(|| content_type.map(str::to_owned));
-                Err(ManifestError::MediaType(named.unwrap_or_default()))
-            }
-        }
+            _ => return Err(ManifestError::MediaType(media_type.unwrap_or_default())),
+        };
+        Ok((document, media_type))
     }
 }
 

@@ -5,16 +5,14 @@ use std::time::Duration;
 
 use super::PullError;
 use crate::image::{
-    BlobDigest, ImagePlan, ManifestOrIndex, NamedDocument, Platform, parse_config, select_platform,
+    BlobDigest, INDEX_DEPTH, ImagePlan, ManifestError, ManifestOrIndex, NamedDocument, Platform,
+    parse_config, select_platform,
 };
 use crate::registry::{Document, Reference, Registry};
 
 /// The most bytes of an image configuration that are read: configurations of real images have
 /// kilobytes; containerd's own bound for such documents is 8 MiB.
 const CONFIG_MAX_BYTES: u64 = 8 << 20;
-
-/// Indexes within indexes that are followed; more is a loop or an attack.
-const INDEX_DEPTH: usize = 3;
 
 /// Which manifest to begin with.
 #[derive(Clone, Debug)]
@@ -59,9 +57,11 @@ pub async fn resolve(
     for _ in 0..INDEX_DEPTH {
         authorizing += document.authorizing;
         let Document { bytes, digest, content_type, .. } = &document;
-        let media_type = media_type(content_type.as_deref(), bytes);
+        let parsed = ManifestOrIndex::parse_named(content_type.as_deref(), bytes);
+        let (parsed, media_type) = parsed.map_err(unusable)?;
+        let media_type = media_type.unwrap_or_default();
         documents.push(NamedDocument { media_type, digest: *digest, bytes: bytes.clone() });
-        match ManifestOrIndex::parse(content_type.as_deref(), bytes).map_err(unusable)? {
+        match parsed {
             ManifestOrIndex::Manifest { config, layers } => {
                 let max = config.size.min(CONFIG_MAX_BYTES);
                 let bytes =
@@ -78,18 +78,5 @@ pub async fn resolve(
             }
         }
     }
-    Err(unusable(crate::image::ManifestError::MediaType(
-        "an index of indexes without end".to_owned(),
-    )))
-}
-
-/// The media type of a manifest or an index: its own word, else the registry's.
-fn media_type(content_type: Option<&str>, json: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Typed {
-        #[serde(rename = "mediaType")]
-        media_type: String,
-    }
-    let own = serde_json::from_slice::<Typed>(json).ok().map(|typed| typed.media_type);
-    own.or_else(|| content_type.map(str::to_owned)).unwrap_or_default()
+    Err(unusable(ManifestError::endless()))
 }

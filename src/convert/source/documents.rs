@@ -11,14 +11,11 @@ use crate::containerd::Containerd;
 use crate::convert::{ConvertError, Place};
 use crate::fetch::ImageFetcher;
 use crate::image::{
-    BlobDigest, Compression, Descriptor, ImagePlan, LayerKind, ManifestError, ManifestOrIndex,
-    Platform, parse_config, select_platform,
+    BlobDigest, Compression, Descriptor, INDEX_DEPTH, ImagePlan, LayerKind, ManifestError,
+    ManifestOrIndex, Platform, parse_config, select_platform,
 };
 use crate::layout::{DOCUMENT_BYTES_MOST, Layout};
 use crate::registry::Reference;
-
-/// Indexes within indexes that are followed.
-const INDEX_DEPTH: usize = 3;
 
 /// Where manifests and configurations come from.
 pub(super) enum Documents {
@@ -98,7 +95,7 @@ impl Finder<'_> {
             }
             return Ok(Opened { images, is_index: true, digest: Some(digest) });
         }
-        Err(unusable(ManifestError::MediaType("an index of indexes without end".to_owned())))
+        Err(unusable(ManifestError::endless()))
     }
 
     fn image(
