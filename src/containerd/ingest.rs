@@ -46,6 +46,15 @@ pub fn source_label(registry: &str, repository: &str) -> (String, String) {
     (format!("containerd.io/distribution.source.{host}"), repository.to_owned())
 }
 
+/// The request that sets labels of a blob, and leaves its others as they are.
+pub(super) fn labelling(digest: BlobDigest, labels: Labels) -> content::UpdateRequest {
+    let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+    content::UpdateRequest {
+        info: Some(content::Info { digest: digest.to_string(), labels }),
+        update_mask: Some(content::FieldMask { paths }),
+    }
+}
+
 /// A blob that is being written. Dropped before its commit, it is aborted.
 #[derive(Debug)]
 pub struct Ingest {
@@ -78,11 +87,7 @@ impl Containerd {
     /// # Errors
     /// Where it is not there, or containerd does not take them.
     pub async fn label(&self, digest: BlobDigest, labels: Labels) -> Result<(), ContainerdError> {
-        let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-        let request = self.request(content::UpdateRequest {
-            info: Some(content::Info { digest: digest.to_string(), labels }),
-            update_mask: Some(content::FieldMask { paths }),
-        });
+        let request = self.request(labelling(digest, labels));
         let updated = ContentClient::new(self.channel.clone()).update(request).await;
         updated.map(drop).map_err(|status| refused(digest, &status))
     }

@@ -13,6 +13,7 @@ use tonic::{Code, Request, Status};
 
 use super::content::content_client::ContentClient;
 use super::images::images_client::ImagesClient;
+use super::ingest::{Labels, labelling, source_label};
 use super::{Containerd, ContainerdError, content, images};
 use crate::image::{BlobDigest, ChainId, ImagePlan, NamedDocument};
 use containers::containers_client::ContainersClient;
@@ -246,8 +247,7 @@ impl Lease {
     ) -> Result<(), ContainerdError> {
         for (index, document) in documents.iter().enumerate().rev() {
             let mut labels = references(documents, index, plan);
-            let origin = format!("containerd.io/distribution.source.{}", source.0);
-            labels.insert(origin, source.1.to_owned());
+            labels.extend([source_label(source.0, source.1)]);
             self.document(document, labels).await?;
         }
         Ok(())
@@ -256,7 +256,7 @@ impl Lease {
     async fn document(
         &self,
         document: &NamedDocument,
-        labels: HashMap<String, String>,
+        labels: Labels,
     ) -> Result<(), ContainerdError> {
         let digest = document.digest.to_string();
         let write = content::WriteContentRequest {
@@ -279,11 +279,8 @@ impl Lease {
             Ok(()) => Ok(()),
             // Of another image, or of a pull before: what it refers to may be new.
             Err(status) if status.code() == Code::AlreadyExists => {
-                let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-                let update_mask = Some(content::FieldMask { paths });
-                let info = Some(content::Info { digest: digest.clone(), labels });
-                let update = content::UpdateRequest { info, update_mask };
-                let updated = client.update(self.request(update)).await;
+                let update = self.request(labelling(document.digest, labels));
+                let updated = client.update(update).await;
                 updated.map(drop).map_err(|status| answer(&digest, &status))
             }
             Err(status) => Err(answer(&digest, &status)),
@@ -341,11 +338,7 @@ impl Lease {
 }
 
 /// The labels by which document `index` keeps what it names.
-fn references(
-    documents: &[NamedDocument],
-    index: usize,
-    plan: &ImagePlan,
-) -> HashMap<String, String> {
+fn references(documents: &[NamedDocument], index: usize, plan: &ImagePlan) -> Labels {
     let content = |name: &str| format!("containerd.io/gc.ref.content.{name}");
     let mut labels = HashMap::new();
     match documents.len() - index {
@@ -372,18 +365,8 @@ fn references(
 /// A time as containerd's labels have it, in whole seconds.
 fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Since 0000-03-01, in eras of 400 years: in a year that begins in March, the leap day comes last.
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = era * 400 + year + carry;
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    prost_types::Timestamp { seconds, nanos: 0 }.to_string()
 }
 
 #[cfg(test)]
