@@ -14,3 +14,9 @@ pub mod serve;
 pub mod shelf;
 
 pub use host::{CalibrateError, Probe, calibrate};
+
+/// The value in the middle, the upper one of two; `None` of none.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}

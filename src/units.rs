@@ -191,6 +191,19 @@ measured! {
     "a rate above zero", "\"225MB/s\" (B/s, kB/s, MB/s, GB/s, KiB/s, MiB/s, GiB/s)"
 }
 
+impl Rate {
+    /// In whole bytes a second, rounded down; the most that 64 bits hold for more.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+    pub fn whole_bytes(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// A measured one, to a tenth of a megabyte a second: more digits than a measurement has.
+    pub fn measured(bytes_per_second: f64) -> Self {
+        Self((bytes_per_second / 1e5).round() * 1e5)
+    }
+}
+
 measured! {
     /// Seconds: `35us`, `50ms`, `1.5s`; at least 0.
     Seconds,

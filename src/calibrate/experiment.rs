@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::link::{Limit, Link, Point, link};
+use super::median;
 use crate::image::BlobDigest;
 use crate::model::{Model, Profile, Rates};
 use crate::units::{Rate, Seconds};
@@ -186,11 +187,6 @@ fn by_requests(pulls: &[ServedPull]) -> Vec<(usize, f64)> {
     enough.filter_map(|(count, rates)| Some((count, median(rates)?))).collect()
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
-}
-
 /// A pull as far as extraction is concerned: arrivals and sizes in the order of the stack, begin and end.
 struct Told {
     layers: Vec<(f64, f64)>,
@@ -281,12 +277,11 @@ fn fitted(told: &[Told], besides: impl Fn(f64) -> f64) -> Option<Extraction> {
 impl Findings {
     /// The profile, with what is not known from the one that is given.
     pub fn profile(&self, name: &str, otherwise: &Profile, model: Model) -> Profile {
-        let rounded = |rate: f64| Rate((rate / 1e5).round() * 1e5);
         let known = otherwise.rates_for(model);
-        let extract = self.extraction.map_or(known.extract, |found| rounded(found.rate));
+        let extract = self.extraction.map_or(known.extract, |found| Rate::measured(found.rate));
         let rates = Rates {
-            download: rounded(self.link.download),
-            per_connection: self.link.per_connection.map(rounded),
+            download: Rate::measured(self.link.download),
+            per_connection: self.link.per_connection.map(Rate::measured),
             downloads: self.others_waited.then(|| u32::try_from(self.at_once).ok()).flatten(),
             extract,
             per_core: self.extraction.is_none().then_some(known.per_core).flatten(),

@@ -256,19 +256,18 @@ fn profile(
     let per_core = 1.0 / stages.iter().sum::<f64>();
     let extract = 1.0 / stages.into_iter().fold(0.0, f64::max);
     let go = if probe.compression == Compression::Gzip { GO_GZIP } else { GO_ZSTD };
-    let rounded = |rate: f64| Rate((rate / 1e5).round() * 1e5);
     #[allow(clippy::cast_precision_loss, reason = "a few megabytes")]
     let piece = Size(probe.chunk_bytes as f64);
     let rates = Rates {
-        download: rounded(one.rate.max(many.rate)),
+        download: Rate::measured(one.rate.max(many.rate)),
         // One that is as fast as many is not what limits.
-        per_connection: (one.rate < many.rate * 0.9).then(|| rounded(one.rate)),
+        per_connection: (one.rate < many.rate * 0.9).then(|| Rate::measured(one.rate)),
         connections: CONNECTIONS,
-        extract: rounded(extract),
-        per_core: Some(rounded(per_core.min(extract))),
+        extract: Rate::measured(extract),
+        per_core: Some(Rate::measured(per_core.min(extract))),
         cores: probe.cores.max(1),
         per_file: Seconds((written.file * 1e6).round() / 1e6),
-        disk: Some(rounded(written.disk)),
+        disk: Some(Rate::measured(written.disk)),
         latency: Seconds((one.first_byte.min(many.first_byte) * 1e3).round() / 1e3),
         piece,
         ..Rates::default()
@@ -278,7 +277,7 @@ fn profile(
 
 /// What is said of pullers that are not hoistd: so many compressed bytes a second, for a layer and for a core.
 pub(super) fn others_slower(rate: f64) -> BTreeMap<Model, Deviation> {
-    let slower = Rate((rate / 1e5).round() * 1e5);
+    let slower = Rate::measured(rate);
     let other = Deviation { extract: Some(slower), per_core: Some(slower), per_file: None };
     let others = Model::ALL.into_iter().filter(|model| *model != Model::Hoist);
     others.map(|model| (model, other.clone())).collect()

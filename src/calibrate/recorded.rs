@@ -9,6 +9,7 @@
 
 use super::host::{GO_GZIP, GO_ZSTD, others_slower};
 use super::link::{Limit, Link, Point, link};
+use super::median;
 use crate::image::{Compression, LayerKind};
 use crate::model::{Profile, Rates};
 use crate::timeline::{Bottleneck, LayerReport, LayerState, Phase, PullReport, PullState};
@@ -92,26 +93,17 @@ fn rates(found: &Link, chain: &Chain, latest: &PullReport, latency: f64) -> Rate
     #[allow(clippy::cast_precision_loss, reason = "a few megabytes")]
     let piece = Size(machine.chunk_bytes as f64);
     Rates {
-        download: rounded(found.download),
-        per_connection: found.per_connection.map(rounded),
+        download: Rate::measured(found.download),
+        per_connection: found.per_connection.map(Rate::measured),
         connections: u32::try_from(machine.connections).unwrap_or(u32::MAX).max(1),
-        extract: rounded(chain.layer()),
-        per_core: Some(rounded(chain.per_core().min(chain.layer()))),
+        extract: Rate::measured(chain.layer()),
+        per_core: Some(Rate::measured(chain.per_core().min(chain.layer()))),
         cores: u32::try_from(machine.cores).unwrap_or(u32::MAX).max(1),
         per_file: Seconds((chain.file * 1e6).round() / 1e6),
         latency: Seconds((latency * 1e3).round() / 1e3),
         piece,
         ..Rates::default()
     }
-}
-
-fn rounded(rate: f64) -> Rate {
-    Rate((rate / 1e5).round() * 1e5)
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 /// For each pull, how fast its bytes came over how many connections; of those that waited for the network,

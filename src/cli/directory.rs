@@ -15,7 +15,6 @@ use crate::pull::directory::DirectoryStore;
 use crate::pull::{Puller, Settings};
 use crate::registry::Registry;
 use crate::timeline::{History, PullReport};
-use crate::units::Rate;
 use crate::unpack;
 
 /// Pulls into `dest`.
@@ -27,19 +26,14 @@ pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result
         config.fetch.connections_per_host = connections;
         config.fetch.connections = connections;
     }
-    if let Some(Rate(rate)) = args.limit_rate {
-        config.fetch.bytes_per_second = Some(whole(rate));
+    if let Some(rate) = args.limit_rate {
+        // Less than one byte a second would be no limit.
+        config.fetch.bytes_per_second = Some(rate.whole_bytes().max(1));
     }
     let store = Whole(Arc::new(DirectoryStore::new(dest)?));
     let report = run(args, &config, platform, &store.0).await?;
     drop(store);
     if args.json { print_json(&report) } else { print(&summary::whole(&report)) }
-}
-
-/// At least one byte a second: none at all would be no limit.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
-fn whole(rate: f64) -> u64 {
-    (rate as u64).max(1)
 }
 
 /// How long the threads of a pull that was cancelled may take to let go of its files. Each looks

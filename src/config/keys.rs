@@ -291,20 +291,18 @@ fn rate(
     default: Option<u64>,
     least: u64,
 ) -> Option<u64> {
-    let value = section.value(key)?;
+    let Some(value) = section.value(key) else { return default };
     if value.is_word("off") {
         return None;
     }
-    let text = value.string()?;
-    let Rate(rate) = match text.parse() {
-        Ok(rate) => rate,
+    let Some(text) = value.string() else { return default };
+    let bytes = match text.parse::<Rate>() {
+        Ok(rate) => rate.whole_bytes(),
         Err(error) => {
             value.mistake(format_args!("{error}, or \"off\""));
             return default;
         }
     };
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
-    let bytes = rate as u64;
     if bytes < least {
         value.mistake(format_args!("{text:?} is less than {}/s", show_size(least)));
     }

@@ -12,7 +12,7 @@ use super::picture::{self, Picture};
 use super::say;
 use crate::calibrate::experiment::{Findings, ServedPull, conclude};
 use crate::calibrate::serve::Watcher;
-use crate::calibrate::shelf::{Shelf, Source};
+use crate::calibrate::shelf::{Shelf, ShelfError, Source};
 use crate::cli::args::RegistryArgs;
 use crate::cli::error::CliError;
 use crate::cli::simulate::named_or_read;
@@ -148,22 +148,19 @@ fn put(
     source: &Source<'_>,
     platform: &Platform,
 ) -> Result<(), CliError> {
-    match place {
-        Place::Registry(reference) => shelf.add_registry(reference, source, platform)?,
-        Place::Directory(path, tag) => {
-            let layout =
-                Layout::open_directory(path).map_err(crate::calibrate::shelf::ShelfError::from)?;
-            shelf.add_layout(layout, tag.as_deref(), &repository(path), platform)?
+    let (layout, path, tag) = match place {
+        Place::Registry(reference) => {
+            shelf.add_registry(reference, source, platform)?;
+            return Ok(());
         }
-        Place::Archive(path, tag) => {
-            let layout =
-                Layout::open_archive(path).map_err(crate::calibrate::shelf::ShelfError::from)?;
-            shelf.add_layout(layout, tag.as_deref(), &repository(path), platform)?
-        }
+        Place::Directory(path, tag) => (Layout::open_directory(path), path, tag),
+        Place::Archive(path, tag) => (Layout::open_archive(path), path, tag),
         Place::Docker(..) | Place::Containerd(_) => {
             return Err(CliError::CannotServe(place.to_string()));
         }
     };
+    let layout = layout.map_err(ShelfError::from)?;
+    shelf.add_layout(layout, tag.as_deref(), &repository(path), platform)?;
     Ok(())
 }
 
@@ -179,7 +176,7 @@ fn repository(path: &Path) -> String {
 
 /// The findings in words.
 fn told(found: &Findings) -> String {
-    let shown = |rate: f64| Rate((rate / 1e5).round() * 1e5).to_string();
+    let shown = |rate: f64| Rate::measured(rate).to_string();
     let mut requests = table(&["requests at once", "all together", "each"], 1);
     for &(count, rate) in &found.by_requests {
         #[allow(clippy::cast_precision_loss, reason = "a handful of requests")]
