@@ -30,6 +30,7 @@ use crate::archive::{ArchiveError, PathError};
 use crate::budget::rate::RateLimit;
 use crate::erofs::ImageError;
 use crate::sys::priority::Priority;
+use crate::sys::space::is_full;
 use crate::timeline::{LayerRecorder, Limit, Phase, Stall};
 
 mod coordinator;
@@ -245,14 +246,11 @@ impl UnpackError {
 
     /// Whether the disk is full, or as full as it may be.
     pub fn is_no_space(&self) -> bool {
-        let full = |source: &io::Error| {
-            source.raw_os_error().is_some_and(|code| [libc::ENOSPC, libc::EDQUOT].contains(&code))
-        };
         match self {
             Self::NoRoom(_) => true,
             Self::Entry { source, .. }
             | Self::Tree { source, .. }
-            | Self::Image { source: ImageError::Io { source, .. }, .. } => full(source),
+            | Self::Image { source: ImageError::Io { source, .. }, .. } => is_full(source),
             _ => false,
         }
     }
@@ -270,16 +268,8 @@ impl UnpackError {
         else {
             return matches!(self, Self::Panicked | Self::NoRoom(_));
         };
-        let codes = [
-            libc::ENOSPC,
-            libc::EDQUOT,
-            libc::EROFS,
-            libc::EIO,
-            libc::ENOMEM,
-            libc::EMFILE,
-            libc::ENFILE,
-        ];
-        source.raw_os_error().is_some_and(|code| codes.contains(&code))
+        let codes = [libc::EROFS, libc::EIO, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
+        is_full(source) || source.raw_os_error().is_some_and(|code| codes.contains(&code))
     }
 }
 

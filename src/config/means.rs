@@ -50,10 +50,9 @@ impl Config {
 
     /// For the fetcher: bytes a second, and what single registries may be asked.
     pub fn restraints(&self) -> fetch::Restraints {
-        let registries = self.fetch.registries.iter().map(|(name, of)| (name.clone(), *of));
         fetch::Restraints {
             bytes_per_second: self.fetch.bytes_per_second,
-            registries: registries.collect(),
+            registries: self.fetch.registries.clone(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! A registry is known by its name in image references, a mirror by its own; both with all that
 //! they redirect to, since what is to be spared is mostly the way there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ pub struct Restraints {
     /// Bytes a second of all registries together; `None`: as many as come.
     pub bytes_per_second: Option<u64>,
     /// By the names of registries and mirrors: `registry.example:5000`, `docker.io`.
-    pub registries: HashMap<String, OfRegistry>,
+    pub registries: BTreeMap<String, OfRegistry>,
 }
 
 /// One registry's, shared by all that is fetched from it.

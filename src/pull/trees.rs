@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use crate::erofs::BlockSize;
 use crate::image::DiffId;
+use crate::sys::space::is_full;
 
 /// Names one tree for as long as its store exists; ids are never used again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -113,8 +114,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the disk is full.
     pub fn is_no_space(&self) -> bool {
-        let Self::Io { source, .. } = self else { return false };
-        source.raw_os_error().is_some_and(|code| [libc::ENOSPC, libc::EDQUOT].contains(&code))
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 }
 

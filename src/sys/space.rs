@@ -3,6 +3,11 @@
 use std::io;
 use std::path::Path;
 
+/// Whether a file system had no room for what was to be written, or its owner no more of it (quotas).
+pub fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| [libc::ENOSPC, libc::EDQUOT].contains(&code))
+}
+
 /// Of one file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {

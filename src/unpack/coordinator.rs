@@ -54,11 +54,11 @@ impl Job {
         }
     }
 
-    /// What it takes on disk, about: a small file has a block, and an inode in another.
-    fn space(&self) -> u64 {
+    /// What it takes on disk beside these, about: a small file has a block, and an inode in another.
+    fn space_beside(&self) -> u64 {
         match self {
-            Self::Batch(items) => self.bytes() + ITEM_SPACE_BYTES * items.len() as u64,
-            Self::Piece { bytes, .. } => bytes.len() as u64,
+            Self::Batch(items) => ITEM_SPACE_BYTES * items.len() as u64,
+            Self::Piece { .. } => 0,
         }
     }
 }
@@ -151,7 +151,7 @@ fn write(queue: &Queue<Job>, rules: Rules, bounds: (&RateLimit, &Room), recorder
     }
     queue.work(|job| {
         let bytes = job.bytes();
-        super::wait_to_write(bounds, (bytes, job.space()), recorder)?;
+        super::wait_to_write(bounds, (bytes, bytes + job.space_beside()), recorder)?;
         let _timing = recorder.time(Phase::Write);
         match job {
             Job::Batch(items) => {
