@@ -163,7 +163,8 @@ http {{
 def archive_bytes(blob):
     """Bytes of a blob's archive, by unpacking it."""
     with open(blob, "rb") as file:
-        program = {b"\x28\xb5\x2f\xfd": "zstd", b"\x5e\x2a\x4d\x18": "zstd"}.get(file.read(4), "gzip")
+        # A frame of zstd, or the skippable one that some begin with.
+        program = "zstd" if file.read(4) in (b"\x28\xb5\x2f\xfd", b"\x5e\x2a\x4d\x18") else "gzip"
     command = ["bash", "-o", "pipefail", "-c", '"$1" -dc <"$2" | wc -c', "bash", program, blob]
     return int(run(*command, capture_output=True).stdout)
 

@@ -95,6 +95,24 @@ enable_remote_snapshot_annotations = "true"
 """
 
 
+# Settings of a hoistd that writes the compressed blobs into containerd's content store as well.
+KEEPS = '[pull]\ncontent_store = "keep"\n[cri]\ncontainerd = "@HOME@/containerd.sock"\n'
+
+
+def hoist_settings(home, name, socket, settings):
+    """hoistd's configuration with everything of it below `home`; `settings` is TOML that is added."""
+    # Top-level keys of what is added stand before any section.
+    top, _, sections = ("\n" + settings.replace("@HOME@", home)).partition("\n[")
+    return f"""root = "{home}/{name}"
+socket = "{socket}"
+control_socket = "{home}/control.sock"
+{top}
+[metrics]
+address = "off"
+{"[" + sections if sections else ""}
+"""
+
+
 class Hoist(Proxied):
     """hoistd, with settings of its own (`settings` is TOML that is added) or as it comes."""
 
@@ -105,19 +123,8 @@ class Hoist(Proxied):
             raise SystemExit(f"bench: {hoistd} is not there; cargo build --release makes it")
 
     def start(self, link, daemons, group, home):
-        # Top-level keys of what is added stand before any section.
-        top, _, sections = ("\n" + self.settings.replace("@HOME@", home)).partition("\n[")
-        text = f"""root = "{home}/{self.name}"
-socket = "{home}/snapshotter.sock"
-control_socket = "{home}/control.sock"
-{top}
-[registry]
-hosts_dirs = ["{link.hosts}"]
-[metrics]
-address = "off"
-{"[" + sections if sections else ""}
-"""
-        write(f"{home}/hoist.toml", text)
+        settings = f'{self.settings}\n[registry]\nhosts_dirs = ["{link.hosts}"]\n'
+        write(f"{home}/hoist.toml", hoist_settings(home, self.name, f"{home}/snapshotter.sock", settings))
         command = link.inside([self.hoistd, "--config", f"{home}/hoist.toml"])
         daemons.start(command, os.path.join(self.bench.out, "daemons.log"), group)
 
@@ -135,8 +142,7 @@ class Kept(Hoist):
     """hoistd, which writes the compressed blobs into containerd's content store as well."""
 
     def __init__(self, bench, name, hoistd):
-        settings = '[pull]\ncontent_store = "keep"\n[cri]\ncontainerd = "@HOME@/containerd.sock"\n'
-        super().__init__(bench, name, hoistd, settings)
+        super().__init__(bench, name, hoistd, KEEPS)
 
     def check(self, entries):
         if entries <= MANIFEST_AND_CONFIGURATION:
@@ -168,6 +174,20 @@ class Peer(Proxied):
         return [f"{home}/bin"]
 
 
+def containerd_places(home):
+    """The head of containerd's configuration, with everything of it below `home`, and without what no pull needs."""
+    disabled = ["nri.v1.nri", "cri.v1.images", "cri.v1.runtime", "grpc.v1.cri"]
+    return f"""version = 3
+root = "{home}/containerd"
+state = "{home}/state"
+disabled_plugins = {json.dumps(["io.containerd." + name for name in disabled])}
+[grpc]
+address = "{home}/containerd.sock"
+[plugins.'io.containerd.internal.v1.opt']
+path = "{home}/opt"
+"""
+
+
 def containerd_settings(way, home, hosts):
     more = os.path.join(home, "containerd-more.toml")
     if os.path.exists(more):
@@ -175,15 +195,9 @@ def containerd_settings(way, home, hosts):
             more = file.read()
     else:
         more = ""
-    disabled = ["nri.v1.nri", "cri.v1.images", "cri.v1.runtime", "grpc.v1.cri"]
     return "\n".join(
         [
-            "version = 3",
-            f'root = "{home}/containerd"',
-            f'state = "{home}/state"',
-            f"disabled_plugins = {json.dumps(['io.containerd.' + name for name in disabled])}",
-            f'[grpc]\naddress = "{home}/containerd.sock"',
-            f"[plugins.'io.containerd.internal.v1.opt']\npath = \"{home}/opt\"",
+            containerd_places(home),
             f'{TRANSFER}\nconfig_path = "{hosts}"',
             *way.transfer(),
             way.sections(home),
