@@ -31,6 +31,9 @@ pub(crate) use registry::Registry;
 pub(crate) use scratch::Scratch;
 pub(crate) use skipped::{loudly, skipped};
 
+/// A pause image for those that run no pod.
+const NO_PAUSE: &str = "registry.invalid/pause:none";
+
 /// The directory of the test bed, prepared; `None` where that cannot be done on this machine.
 fn bed() -> Option<&'static Path> {
     static BED: OnceLock<Option<PathBuf>> = OnceLock::new();
@@ -109,8 +112,7 @@ impl House {
         hoistd: &Hoistd,
         test: &str,
     ) -> Option<Containerd> {
-        // Nobody runs a pod with this one.
-        self.containerd_with_pause(generation, hoistd, test, "registry.invalid/pause:none")
+        self.containerd_with_pause(generation, hoistd, test, NO_PAUSE)
     }
 
     /// A containerd 2.x at the far end of a link.
@@ -120,22 +122,11 @@ impl House {
         hoistd: &Hoistd,
         test: &str,
     ) -> Option<Containerd> {
-        let (generation, pause) = (Generation::Two, "registry.invalid/pause:none");
-        let programs = self.programs(generation, test)?;
-        let home = self.scratch.path().join("cl");
-        let program = link.inside(&programs.join("containerd").display().to_string());
-        Some(Containerd::start(
-            program,
-            generation,
-            &programs,
-            &home,
-            hoistd,
-            &self.registry,
-            pause,
-        ))
+        let inside = |program: &Path| link.inside(&program.display().to_string());
+        self.begin(Generation::Two, "cl", hoistd, test, NO_PAUSE, inside)
     }
 
-    /// The same, with the image that holds a pod's namespaces.
+    /// The same as [`Self::containerd`], with the image that holds a pod's namespaces.
     pub(crate) fn containerd_with_pause(
         &self,
         generation: Generation,
@@ -143,28 +134,29 @@ impl House {
         test: &str,
         pause: &str,
     ) -> Option<Containerd> {
-        let programs = self.programs(generation, test)?;
-        let home = self.scratch.path().join(generation.short());
-        let program = Command::new(programs.join("containerd"));
-        Some(Containerd::start(
-            program,
-            generation,
-            &programs,
-            &home,
-            hoistd,
-            &self.registry,
-            pause,
-        ))
+        let here = |program: &Path| Command::new(program);
+        self.begin(generation, generation.short(), hoistd, test, pause, here)
     }
 
-    /// Where the programs of a containerd are; `None`, said loudly, where there are none.
-    fn programs(&self, generation: Generation, test: &str) -> Option<PathBuf> {
+    /// Starts a containerd in the directory `home` of the scratch, as `run` runs a program.
+    fn begin(
+        &self,
+        generation: Generation,
+        home: &str,
+        hoistd: &Hoistd,
+        test: &str,
+        pause: &str,
+        run: impl FnOnce(&Path) -> Command,
+    ) -> Option<Containerd> {
         let programs = self.bed.join(generation.directory()).join("bin");
-        if programs.join("containerd").exists() {
-            return Some(programs);
+        let program = programs.join("containerd");
+        if !program.exists() {
+            skipped(test, "no containerd of this generation could be had");
+            return None;
         }
-        skipped(test, "no containerd of this generation could be had");
-        None
+        let (home, registry) = (self.scratch.path().join(home), &self.registry);
+        let program = run(&program);
+        Some(Containerd::start(program, generation, &programs, &home, hoistd, registry, pause))
     }
 }
 

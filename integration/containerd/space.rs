@@ -38,14 +38,14 @@ impl Bench {
             .expect("there is room for it");
     }
 
+    fn try_to_pull(&self, image: &str) -> Result<(), String> {
+        self.containerd.begin_pull(image).join().expect("the pulling thread does not panic")
+    }
+
     /// A pull that fails for want of room: says so, and leaves nothing.
     fn has_no_room_for(&self, image: &str, says: &[&str]) {
         let (free, told) = (self.free(), self.hoistd.log().len());
-        self.containerd
-            .begin_pull(image)
-            .join()
-            .expect("the pulling thread does not panic")
-            .expect_err("there is no room");
+        self.try_to_pull(image).expect_err("there is no room");
         // containerd shortens what it is told; the log has it whole.
         let log = self.hoistd.log()[told..].to_owned();
         for word in says {
@@ -60,13 +60,7 @@ impl Bench {
     /// The same pull once there is room: the failure before it is remembered for some seconds.
     fn has_room_for(&self, image: &str) {
         std::fs::remove_file(self.ballast()).expect("it was made");
-        let pulled = || {
-            self.containerd
-                .begin_pull(image)
-                .join()
-                .expect("the pulling thread does not panic")
-                .is_ok()
-        };
+        let pulled = || self.try_to_pull(image).is_ok();
         eventually("the pull succeeds with room", pulled, || self.state());
         assert!(self.hoistd.trees() > 0, "hoist pulled it, and not containerd");
         self.assert_not_downloaded(image);

@@ -188,12 +188,17 @@ impl Containerd {
         let _ = self.ctr_process(NAMESPACE, &["content", "prune", "references"]).output();
     }
 
-    /// Removes all names of images, those that CRI gave too, and waits for the garbage collection.
-    pub(crate) fn remove_everything(&self) {
+    /// Removes all names of images, those that CRI gave too.
+    pub(crate) fn remove_names(&self) {
         let names = self.ctr(NAMESPACE, &["image", "ls", "-q"]);
         for name in names.lines() {
             self.ctr(NAMESPACE, &["image", "rm", "--sync", name]);
         }
+    }
+
+    /// Removes all names of images, and waits for the garbage collection.
+    pub(crate) fn remove_everything(&self) {
+        self.remove_names();
         let _ = self.ctr_process(NAMESPACE, &["content", "prune", "references"]).output();
     }
 

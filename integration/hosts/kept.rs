@@ -145,9 +145,7 @@ fn containerd_exports(generation: Generation) {
         .ctr(NAMESPACE, &["images", "push", "--plain-http", &other.image("pushed:v1"), &python]);
     assert_eq!(layers_in(&other, "pushed:v1"), layers);
 
-    for name in containerd.ctr(NAMESPACE, &["image", "ls", "-q"]).lines() {
-        containerd.ctr(NAMESPACE, &["image", "rm", "--sync", name]);
-    }
+    containerd.remove_names();
     let left = || layers.iter().any(|layer| containerd.content(NAMESPACE).contains(layer));
     eventually("the blobs go with the image", || !left(), || containerd.inventory());
 }
