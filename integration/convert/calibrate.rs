@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::harness::containerd::eventually;
 use crate::harness::link::Link;
 use crate::harness::{Generation, House, free_port, must};
 use crate::hoist;
@@ -58,9 +59,14 @@ fn recorded_pulls_make_a_profile() {
     assert!(text.contains("0 pulls") && text.contains("hoist pull --snapshots"), "{text}");
     let image = house.registry.image("python:gzip");
     containerd.pull(&image);
-    let told = hoist(&house, &asked).output().unwrap();
-    let text = String::from_utf8_lossy(&told.stderr);
-    assert!(told.status.success() && text.contains("gzip layers of 1 pulls"), "{text}");
+    let ask = || {
+        let told = hoist(&house, &asked).output().unwrap();
+        (told.status.success(), String::from_utf8_lossy(&told.stderr).into_owned())
+    };
+    // The record is closed a moment after the last snapshot.
+    eventually("the pull is recorded", || ask().0, || hoistd.log());
+    let (_, text) = ask();
+    assert!(text.contains("gzip layers of 1 pulls"), "{text}");
     let rates = read(&profile).rates;
     assert!(rates.extract.0 > 1e5 && rates.download.0 > 1e5, "{rates:?}");
     let core = rates.per_core.expect("the stages of a pull are known");

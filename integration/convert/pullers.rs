@@ -9,8 +9,8 @@ use crate::harness::containerd::{Containerd, NAMESPACE, REFERENCE};
 use crate::harness::{Generation, House, must};
 use crate::{hoist, same};
 
-/// A base system. (The trees of small files and of Python take minutes each, most of them umoci's.)
-const IMAGES: [&str; 1] = ["debian"];
+/// A base system, a tree of small files, and a Python environment with whiteouts.
+const IMAGES: [&str; 3] = ["debian", "tree", "python"];
 
 const TARGETS: [&str; 4] = ["containerd", "containerd-parallel", "hoist", "fargate"];
 
