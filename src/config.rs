@@ -10,6 +10,7 @@
 
 mod environment;
 mod keys;
+mod kinds;
 mod means;
 mod reader;
 #[cfg(test)]
