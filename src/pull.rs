@@ -6,33 +6,36 @@
 //! an interest in it and is cancelled when nobody does.
 //!
 //! ```text
-//! claim ─▶ images (one per manifest) ─▶ jobs (one per DiffID) ─▶ layer: the stages of a byte
-//!                                                        ╰─────▶ trees: where layers are kept
+//! claim ─▶ images (one per manifest) ─▶ jobs (one per DiffID) ─▶ make ─▶ layer: the stages of a byte
+//!                                                                  ╰───▶ trees: where layers are kept
 //! ```
 //!
 //! Where containerd is to have the compressed blobs as well, `keep` sends them there on their way.
 
 mod admission;
 mod buffers;
+mod decode;
 pub mod directory;
 mod error;
+mod footprint;
 mod image;
 mod jobs;
 mod keep;
 mod layer;
+mod make;
 mod puller;
 mod resolve;
 mod settle;
 pub mod trees;
 
 pub use error::PullError;
-pub use jobs::Decompression;
 pub use keep::{Keeper, OnKept};
+pub use make::Decompression;
 pub use puller::{Claim, Puller, Pulling, Settings, parse_reference};
 pub use resolve::{Resolved, Start, resolve};
 
 /// What a layer of `size` compressed bytes reserves of the budget while it is in work, the window of a
 /// zstd layer apart.
 pub fn layer_bytes(size: u64) -> u64 {
-    layer::Footprint::of(size).bytes(crate::image::Compression::None, 0)
+    footprint::Footprint::of(size).bytes(crate::image::Compression::None, 0)
 }

@@ -10,7 +10,7 @@
 //! most: whoever comes finds room, whatever is prefetched. What was begun ahead of time goes on meanwhile
 //! with what the others leave it.
 
-use super::layer::Footprint;
+use super::footprint::Footprint;
 use crate::budget::turns::{Claimant, Class, Gate, Scarce, Verdict};
 use crate::image::Compression;
 
@@ -121,7 +121,7 @@ impl Scarce for Layers {
 mod tests {
     use super::*;
     use crate::budget::turns::{Held, Party, Standing};
-    use crate::pull::layer::ORDINARY_WINDOW_BYTES;
+    use crate::pull::footprint::ORDINARY_WINDOW_BYTES;
 
     fn admitted(gate: &Gate<Layers>, cost: Cost) -> Vec<Held<Layers>> {
         let standing = Standing::new(Party::new(), 1, 1);

@@ -7,8 +7,9 @@ use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
 use super::PullError;
-use super::jobs::{Interest, Jobs, Key, Order};
+use super::jobs::{Interest, Jobs};
 use super::keep::{Keeper, Keeping};
+use super::make::{Key, Order};
 use super::resolve::{Resolved, Start, resolve};
 use super::trees::{HeldTree, TreeStore};
 use crate::budget::turns::Class;

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use super::PullError;
 use super::image::{Image, ImagePull, Means};
-use super::jobs::{Decompression, Jobs};
+use super::jobs::Jobs;
 use super::keep::{Keeper, Keeping};
+use super::make::{Decompression, Maker};
 use super::resolve::Start;
 use super::settle::Settler;
 use super::trees::{HeldTree, TreeStore};
@@ -117,14 +118,14 @@ impl Puller {
         history: History,
         settings: Settings,
     ) -> Self {
-        let jobs = Jobs::new(
+        let maker = Maker::new(
             Arc::clone(&store),
             budget,
             settings.layers_at_once,
             settings.unpack.clone(),
             settings.decompression.clone(),
         );
-        let means = Means { registry, fetcher, jobs, store };
+        let means = Means { registry, fetcher, jobs: Jobs::new(maker), store };
         Self(Arc::new(Shared {
             means,
             history,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::PullError;
 use super::image::{ImagePull, Started};
-use super::jobs::blocking;
+use super::make::blocking;
 use super::trees::{HeldTree, TreeInfo, TreeStore};
 use crate::image::ImageLayer;
 use crate::unpack;
