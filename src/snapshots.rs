@@ -13,11 +13,10 @@
 //! while a pull runs, so Remove, List, Stat and Cleanup answer at once meanwhile.
 
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -30,11 +29,13 @@ mod labels;
 mod layout;
 mod ledger;
 mod mounts;
+mod options;
 mod pins;
 mod prepare;
 mod records;
 mod service;
 mod source;
+mod statistics;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -46,10 +47,12 @@ pub use error::Error;
 pub use inventory::TreeUse;
 pub use labels::Wanted;
 pub use mounts::Mount;
+pub use options::{Backend, OnLate, Options, Sync};
 pub use pins::{ImagePin, PinnedLayer, Place};
 pub use prepare::PrepareRequest;
 pub use records::{Info, Kind, Labels, Usage};
 pub use source::{Claim, ClaimError, LayerSource};
+pub use statistics::Statistics;
 pub use timed::OnCall;
 
 use database::Database;
@@ -59,99 +62,6 @@ use labels::Mapping;
 use layout::Layout;
 use ledger::Ledger;
 use records::NewSnapshot;
-
-use crate::metrics::{FallbackMetrics, MetadataMetrics};
-use crate::sys::space::Space;
-
-/// What to do when a layer is not there in time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum OnLate {
-    /// Answer with ordinary mounts: containerd pulls the layer itself.
-    #[default]
-    Fallback,
-    /// Fail the Prepare.
-    Fail,
-}
-
-/// What of a layer a power cut may take.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Sync {
-    /// What the kernel has not written yet: files of a layer that is said to be there may be empty.
-    #[default]
-    None,
-    /// Nothing: a layer is on disk before it is said to be there.
-    Layer,
-}
-
-/// What the layers become that hoist unpacks. Those that stand stay what they are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Backend {
-    /// Images where this host can have them, else files.
-    Auto,
-    /// Files in a directory.
-    #[default]
-    Overlay,
-    /// EROFS images, mounted.
-    Erofs,
-}
-
-/// How a root is kept.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How long a layer tree that nobody refers to stays after it was unpacked or asked for last, so
-    /// that a pull which was interrupted finds it again. A tree whose last snapshot is removed goes
-    /// at once.
-    pub grace: Duration,
-    /// How long a Prepare waits for its layer: containerd's garbage collector waits with it.
-    pub claim_timeout: Duration,
-    /// What happens then.
-    pub on_late: OnLate,
-    /// Whether layers are on disk when they are told to be there.
-    pub sync: Sync,
-    /// What layers become.
-    pub backend: Backend,
-    /// Is told how long each call of containerd took.
-    pub on_call: OnCall,
-    /// Where transactions of the metadata store are counted.
-    pub metadata: MetadataMetrics,
-    /// Where those layers are counted that were left to containerd before the source was asked, or
-    /// although it was.
-    pub fallbacks: FallbackMetrics,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            grace: Duration::from_secs(30),
-            claim_timeout: Duration::from_secs(30 * 60),
-            on_late: OnLate::default(),
-            sync: Sync::default(),
-            backend: Backend::default(),
-            on_call: OnCall::default(),
-            metadata: MetadataMetrics::default(),
-            fallbacks: FallbackMetrics::default(),
-        }
-    }
-}
-
-/// What was counted since the start and what stands now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Statistics {
-    /// Snapshots of every kind.
-    pub snapshots: u64,
-    /// Published layer trees.
-    pub trees: u64,
-    /// Bytes in published layer trees.
-    pub tree_bytes: u64,
-    /// What the trees would take more, were there one for each snapshot.
-    pub saved_bytes: u64,
-    /// Prepares that were answered with *already exists* since the start.
-    pub provided: u64,
-    /// Prepares of a pull that were left to containerd since the start.
-    pub fallbacks: u64,
-    /// Those of them that came without the labels that name image and layer.
-    pub unlabelled: u64,
-}
 
 /// A root directory with snapshots and layer trees. Its methods block for milliseconds unless they
 /// say otherwise; async callers wrap them in `spawn_blocking`, as `service` does.
@@ -187,8 +97,8 @@ impl Snapshots {
     /// [`Error::Io`].
     pub fn open(root: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let layout = Layout::open(root)?;
-        let lock = lock(&layout.root().join("lock"))?;
-        check_directory_types(layout.root())?;
+        let lock = layout.lock()?;
+        layout.check_directory_types()?;
         let database = Database::open(&layout.root().join("metadata.db"), options.sync)?
             .counted(options.metadata.clone());
         let overlay_options = mounts::overlay_options(&layout.trash());
@@ -350,41 +260,6 @@ impl Snapshots {
         }
     }
 
-    /// Counts and sizes, for metrics.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn statistics(&self) -> Result<Statistics, Error> {
-        let sql = "
-            SELECT (SELECT count(*) FROM snapshots), count(*), coalesce(sum(bytes), 0),
-                coalesce(sum(bytes * max(0, users - 1)), 0)
-            FROM (SELECT bytes, (SELECT count(*) FROM snapshots WHERE tree_id = trees.id) AS users
-                FROM trees WHERE state = ?1)";
-        let numbers: (i64, i64, i64, i64) = self.database.read(|db| -> rusqlite::Result<_> {
-            db.query_row(sql, [treestore::PUBLISHED], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })
-        })?;
-        Ok(Statistics {
-            snapshots: numbers.0.unsigned_abs(),
-            trees: numbers.1.unsigned_abs(),
-            tree_bytes: numbers.2.unsigned_abs(),
-            saved_bytes: numbers.3.unsigned_abs(),
-            provided: self.provided.load(Ordering::Relaxed),
-            fallbacks: self.fallbacks.load(Ordering::Relaxed),
-            unlabelled: self.unlabelled.load(Ordering::Relaxed),
-        })
-    }
-
-    /// The file system that the root is on.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn disk(&self) -> Result<Space, Error> {
-        let root = self.layout.root();
-        Space::of(root).map_err(Error::io("asking for the free space of", root))
-    }
-
     /// Who owns the root of a new layer: the mapped root, else whoever owns the layer below.
     fn owner(
         &self,
@@ -411,38 +286,4 @@ impl Snapshots {
     ) -> Vec<Mount> {
         mounts::mounts(&self.layout, &self.overlay_options, kind, own, parents, mapping)
     }
-}
-
-/// Takes the lock of a root; the kernel lets it go when the daemon ends, however it ends.
-fn lock(path: &Path) -> Result<File, Error> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(Error::io("opening", path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Locked(path.parent().unwrap_or(path).to_owned()))
-        }
-        Err(TryLockError::Error(error)) => Err(Error::io("locking", path)(error)),
-    }
-}
-
-/// Overlay needs a file system that tells the types of entries in its directories.
-fn check_directory_types(root: &Path) -> Result<(), Error> {
-    use nix::dir::Dir;
-    use nix::fcntl::OFlag;
-    use nix::sys::stat::Mode;
-    let failed = |errno: nix::Error| Error::io("reading", root)(errno.into());
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut directory = Dir::open(root, flags, Mode::empty()).map_err(failed)?;
-    for entry in directory.iter() {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().to_bytes() == b"snapshots" && entry.file_type().is_none() {
-            return Err(Error::NoDirectoryTypes(root.to_owned()));
-        }
-    }
-    Ok(())
 }

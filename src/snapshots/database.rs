@@ -75,10 +75,20 @@ CREATE TABLE labels (
 CREATE INDEX labels_by_value ON labels (key, value);
 ";
 
+/// `trees.state`
+pub(super) const STAGING: i64 = 0;
+/// `trees.state`
+pub(super) const PUBLISHED: i64 = 1;
+
 /// Format 2: a tree says whether it is files or an image.
 const FORMAT_2: &str = "
 ALTER TABLE trees ADD COLUMN form INTEGER NOT NULL DEFAULT 0 CHECK (form IN (0, 1)); -- files, image
 ";
+
+/// `trees.form`
+pub(super) const FILES: i64 = 0;
+/// `trees.form`
+pub(super) const IMAGE: i64 = 1;
 
 /// Format 3: images are pinned, with their trees and documents ([`super::pins`]). Documents are in the order in which
 /// one leads to the next, layers lowest first.

@@ -18,19 +18,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::mount::{MntFlags, umount2};
 
+use super::database::{IMAGE, PUBLISHED};
 use super::error::Error;
 use super::layout::Layout;
 use super::records::Layer;
-use super::treestore::PUBLISHED;
 use super::{Backend, Snapshots, mounts};
 use crate::erofs::{self, BlockSize, FileData, Image};
 use crate::pull::trees::TreeId;
 use crate::sys::images::{self, Attachment, Audience};
-
-/// `trees.form`
-pub(super) const FILES: i64 = 0;
-/// `trees.form`
-pub(super) const IMAGE: i64 = 1;
 
 /// What this host has of images.
 #[derive(Debug)]

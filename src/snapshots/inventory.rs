@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::database::{IMAGE, PUBLISHED};
 use super::records::Kind;
-use super::{Error, Snapshots, images, treestore};
+use super::{Error, Snapshots};
 use crate::pull::trees::TreeId;
 
 /// A published layer tree and who refers to it.
@@ -35,14 +36,14 @@ impl Snapshots {
             WHERE trees.state = ?1 GROUP BY trees.id ORDER BY trees.bytes DESC, trees.id";
         let trees = self.database.read(|db| -> rusqlite::Result<_> {
             let mut statement = db.prepare_cached(sql)?;
-            let rows = statement.query_map([treestore::PUBLISHED], |row| {
+            let rows = statement.query_map([PUBLISHED], |row| {
                 Ok(TreeUse {
                     path: self.layout.tree_root(TreeId(row.get(0)?)),
                     diff_id: row.get(1)?,
                     bytes: row.get::<_, i64>(2)?.unsigned_abs(),
                     inodes: row.get::<_, i64>(3)?.unsigned_abs(),
                     snapshots: row.get::<_, i64>(4)?.unsigned_abs(),
-                    is_image: row.get::<_, i64>(5)? == images::IMAGE,
+                    is_image: row.get::<_, i64>(5)? == IMAGE,
                 })
             })?;
             rows.collect()

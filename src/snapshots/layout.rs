@@ -15,7 +15,7 @@
 //! with the commit of its row and removing one begins with the removal of its row. Names are short
 //! because 128 of them have to fit into one page of mount options.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +48,40 @@ impl Layout {
         Ok(Self { root, next_trash: AtomicU64::new(0) })
     }
 
+    /// Takes the lock of the root; the kernel lets it go when the daemon ends, however it ends.
+    pub(super) fn lock(&self) -> Result<File, Error> {
+        let path = &self.root.join("lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(Error::io("opening", path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked(self.root.clone())),
+            Err(TryLockError::Error(error)) => Err(Error::io("locking", path)(error)),
+        }
+    }
+
+    /// Overlay needs a file system that tells the types of entries in its directories.
+    pub(super) fn check_directory_types(&self) -> Result<(), Error> {
+        use nix::dir::Dir;
+        use nix::fcntl::OFlag;
+        use nix::sys::stat::Mode;
+        let root = self.root();
+        let failed = |errno: nix::Error| Error::io("reading", root)(errno.into());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut directory = Dir::open(root, flags, Mode::empty()).map_err(failed)?;
+        for entry in directory.iter() {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_bytes() == b"snapshots" && entry.file_type().is_none() {
+                return Err(Error::NoDirectoryTypes(root.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -55,7 +89,7 @@ impl Layout {
     /// Waits until the whole file system is on disk: one call for all files of a layer, where a sync
     /// of each would be a journal commit of each.
     pub(super) fn sync(&self) -> Result<(), Error> {
-        let root = fs::File::open(&self.root).map_err(Error::io("opening", &self.root))?;
+        let root = File::open(&self.root).map_err(Error::io("opening", &self.root))?;
         let synced = nix::unistd::syncfs(root).map_err(std::io::Error::from);
         synced.map_err(Error::io("syncing", &self.root))
     }

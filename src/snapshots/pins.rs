@@ -11,10 +11,10 @@ use std::time::SystemTime;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Snapshots;
+use super::database::PUBLISHED;
 use super::error::Error;
 use super::layout::Layout;
 use super::records::{nanoseconds, time_of};
-use super::treestore::PUBLISHED;
 use crate::image::{BlobDigest, DiffId, NamedDocument};
 use crate::pull::trees::{HeldTree, TreeId};
 

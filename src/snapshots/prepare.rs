@@ -17,11 +17,11 @@ use std::sync::{Arc, PoisonError};
 use rusqlite::{OptionalExtension as _, params};
 use tokio_util::sync::CancellationToken;
 
+use super::database::PUBLISHED;
 use super::error::Error;
 use super::labels::{self, Wanted};
 use super::records::{self, Kind, LABEL_REF, Labels, NewSnapshot, Usage};
 use super::source::{Claim, ClaimError, LayerSource};
-use super::treestore::PUBLISHED;
 use super::{Mount, OnLate, Snapshots};
 use crate::pull::trees::HeldTree;
 

@@ -19,10 +19,10 @@ use std::time::Duration;
 use rusqlite::params;
 
 use super::Snapshots;
+use super::database::{PUBLISHED, STAGING};
 use super::error::Error;
 use super::images;
 use super::ledger::Verdict;
-use super::treestore::{PUBLISHED, STAGING};
 use crate::pull::trees::TreeId;
 
 /// How long the sweeper sleeps at most: only against a wake-up that a defect might swallow.

@@ -13,18 +13,13 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::Snapshots;
+use super::database::{FILES, IMAGE, PUBLISHED, STAGING};
 use super::error::Error;
-use super::images::{FILES, IMAGE};
 use super::records::saturating;
 use crate::image::DiffId;
 use crate::pull::trees::{
     Content, StagedImage, StagedTree, StoreError, TreeId, TreeInfo, TreePin, TreeStore,
 };
-
-/// `trees.state`
-pub(super) const STAGING: i64 = 0;
-/// `trees.state`
-pub(super) const PUBLISHED: i64 = 1;
 
 /// Bytes of one of the blocks that stat(2) counts in.
 const BYTES_A_BLOCK: u64 = 512;

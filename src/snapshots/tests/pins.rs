@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+use tokio_util::sync::CancellationToken;
+
+use super::prepare::{chain_id, request};
 use super::*;
 use crate::image::{BlobDigest, NamedDocument};
 
