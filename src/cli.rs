@@ -9,6 +9,7 @@ mod args;
 mod bake;
 mod calibrate;
 mod chart;
+mod commands;
 mod convert;
 mod directory;
 mod doctor;
@@ -32,7 +33,7 @@ use clap::{CommandFactory as _, Parser as _};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Environment};
-use args::{Arguments, Command};
+use commands::{Arguments, Command};
 use error::CliError;
 
 /// Parses the process's arguments, does what they say, and returns the exit code.

@@ -1,8 +1,11 @@
 //! `hoist analyze`: what is in an image, and what a pull of it would gain from what.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use super::args::Analyze;
+use clap::Args;
+
+use super::args::{ContainerdArgs, EXIT_CODES, ImageArgs, models};
 use super::chart::svg::escaped;
 use super::convert::{reach, watched};
 use super::error::CliError;
@@ -10,6 +13,38 @@ use super::table::{bytes, seconds, short, table, text};
 use super::{print, print_json, simulate};
 use crate::config::{Config, Environment};
 use crate::convert::{self, Analysis, Place, Puller};
+use crate::model::Model;
+
+/// Say what is in an image, what of it is in vain, and what a pull would gain from which command
+///
+/// The image is read to its end. Bytes that later layers hide, equal files, and the largest directories
+/// are named; a pull is predicted as it is and after each remedy (docs/model.md).
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Analyze {
+    /// The image, named in any way that hoist convert can read
+    image: String,
+    /// Who pulls
+    #[arg(long, value_name = "MODEL", default_value = "containerd", value_parser = models())]
+    target: Model,
+    /// The rates of its hosts: a file, or "even", "two-cores-gzip" or "two-cores-zstd"; two cores on a
+    /// fast link unless given
+    #[arg(long, value_name = "FILE|NAME")]
+    profile: Option<String>,
+    #[command(flatten)]
+    wanted: ImageArgs,
+    #[command(flatten)]
+    containerd: ContainerdArgs,
+    /// Write it as a page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// JSON instead of tables
+    #[arg(long)]
+    json: bool,
+    /// No progress
+    #[arg(long, short)]
+    quiet: bool,
+}
 
 /// What both forms for people show: a title, a header, and rows. Cells from the second column on are
 /// figures, but a command.

@@ -4,11 +4,12 @@ mod daemon;
 mod picture;
 mod serve;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::args::Calibrate;
+use super::args::ImageArgs;
 use super::error::CliError;
 use super::print;
 use crate::calibrate::{Probe, calibrate};
@@ -17,13 +18,56 @@ use crate::image::{LayerKind, Platform};
 use crate::model::Profile;
 use crate::pull::{self, Start};
 use crate::registry::Registry;
-pub(super) use serve::Served;
+use serve::Served;
+
+/// As [`EXIT_CODES`](super::args::EXIT_CODES), with what people want first.
+const CALIBRATE_HELP: &str = "\
+Examples:
+  This host, with an image of the registry that it pulls from:
+    hoist calibrate --image registry.example/app:v1 -o profile.toml
+  What the pulls of this host's hoistd have shown:
+    hoist calibrate --from-daemon -o profile.toml
+  Hosts where nothing can be installed, which pull three variants of one image from here:
+    hoist calibrate --serve 0.0.0.0:5000 oci:app:one oci:app:three oci:app:five --svg pulls.svg -o profile.toml
+
+docs/model.md tells how each figure is found.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 not authorised, \
+5 network or registry not reachable, 130 interrupted.";
+
+/// Find the rates of hosts and links, and write a profile for convert, simulate and analyze
+///
+/// With --image, this host is measured: a part of the image's largest layer is fetched over one connection
+/// and over many, decompressed and hashed; the disk gets a large file and many small ones, which go again.
+/// How much slower containerd decompresses is not measured but taken from docs/model.md. It takes some
+/// seconds. With --from-daemon, the pulls that a running hoistd has recorded say it. With --serve, hoist is
+/// a registry and watches others pull.
+#[derive(Debug, Args)]
+#[command(after_help = CALIBRATE_HELP, group = clap::ArgGroup::new("way").required(true))]
+pub(super) struct Calibrate {
+    /// An image with a layer of at least 8 MiB, in the registry that will be pulled from
+    #[arg(long, value_name = "IMAGE", group = "way")]
+    image: Option<String>,
+    /// From the pulls that the hoistd which runs here has recorded
+    #[arg(long, group = "way")]
+    from_daemon: bool,
+    #[command(flatten)]
+    pub(super) served: Served,
+    /// A directory on the disk that layers lie on; with --serve, where images of registries are copied to
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    dir: PathBuf,
+    /// Where the profile is written; standard output unless given
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    wanted: ImageArgs,
+}
 
 /// Finds the rates in the way that was chosen, and writes the profile. Where hoist serves, `stop` ends that
 /// and not the command: what was seen is told.
 pub(super) async fn run(
     args: &Calibrate,
-    socket: impl FnOnce() -> Result<std::path::PathBuf, CliError>,
+    socket: impl FnOnce() -> Result<PathBuf, CliError>,
     config: impl FnOnce() -> Result<Config, CliError>,
     environment: &Environment,
     stop: CancellationToken,

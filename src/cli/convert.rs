@@ -1,5 +1,7 @@
 //! `hoist convert SOURCE DESTINATION` and `hoist diff A B`.
 
+mod args;
+
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{Compress, ContainerdArgs, Convert, Diff, Links, RegistryArgs};
+use super::args::{ContainerdArgs, RegistryArgs};
 use super::error::CliError;
 use super::progress::TICK;
 use super::simulate;
@@ -23,6 +25,8 @@ use crate::convert::{
 use crate::fetch::Fetcher;
 use crate::image::Compression;
 use crate::registry::Registry;
+use args::{Compress, Links};
+pub(super) use args::{Convert, Diff};
 
 /// How long a conversion that was interrupted may take to remove what it made. It looks after every
 /// piece of work, which is a few megabytes.
@@ -30,24 +34,6 @@ const LET_GO: Duration = Duration::from_secs(10);
 
 /// Differences that are shown.
 const SHOWN_MOST: usize = 1000;
-
-/// Reads a size such as 490MB or 16MiB; without a unit, bytes.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale: u64 = match unit {
-        "" | "B" => 1,
-        "kB" | "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err("its unit is none of B, kB, MB, GB, KiB, MiB, GiB".to_owned()),
-    };
-    let number = number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale));
-    number.ok_or_else(|| "it is not a whole number of bytes, as 490MB".to_owned())
-}
 
 /// Converts, and says what came of it.
 pub(super) async fn convert(
@@ -297,18 +283,4 @@ pub(super) async fn diff(
     let lines = differences.iter().take(SHOWN_MOST).map(|d| format!("{d}\n"));
     print(&lines.collect::<String>())?;
     if differences.is_empty() { Ok(()) } else { Err(CliError::Different(differences.len())) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read() {
-        assert_eq!(parse_size("490MB"), Ok(490_000_000));
-        assert_eq!((parse_size("16MiB"), parse_size("7")), (Ok(16 << 20), Ok(7)));
-        for text in ["", "MB", "1.5GB", "-1", "99999999999GB", "1 MB"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
-    }
 }

@@ -1,6 +1,8 @@
 //! `hoist inspect IMAGE`: what a registry says of an image.
 
-use super::args::Inspect;
+use clap::Args;
+
+use super::args::{EXIT_CODES, ImageArgs};
 use super::error::CliError;
 use super::table::{bytes, table, text};
 use super::{print, print_json};
@@ -8,6 +10,18 @@ use crate::config::Config;
 use crate::image::{ImagePlan, LayerKind, Platform};
 use crate::pull::{self, Start};
 use crate::registry::Registry;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Inspect {
+    /// The image, with its registry: registry.example/repository:tag or …@sha256:…
+    image: String,
+    #[command(flatten)]
+    wanted: ImageArgs,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
 
 /// Shows manifest, platform and layers.
 pub(super) async fn inspect(args: &Inspect, mut config: Config) -> Result<(), CliError> {

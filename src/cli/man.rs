@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::CommandFactory as _;
 
-use super::args::Arguments;
+use super::commands::Arguments;
 use super::error::CliError;
 
 /// Writes a page for each command into `directory`.

@@ -2,16 +2,61 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::args::{Pulls, PullsCommand, ShowPull};
+use clap::{Args, Subcommand};
+
+use super::args::EXIT_CODES;
 use super::error::CliError;
 use super::remote::{Client, connect, read, told};
 use super::{print, print_json, summary};
 use crate::control::{ListPullsRequest, ShowPullRequest};
 use crate::timeline::waterfall::{self, Style};
 use crate::timeline::{PullReport, svg, trace};
+
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+pub(super) struct Pulls {
+    #[command(subcommand)]
+    command: Option<PullsCommand>,
+    /// Show one pull as tables of its layers and phases
+    id: Option<u64>,
+    /// At most this many ended pulls
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    limit: u32,
+    /// Show them anew every second, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["id", "json"])]
+    pub(super) watch: bool,
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum PullsCommand {
+    Show(ShowPull),
+}
+
+/// Draw a pull as a waterfall and say what its bottleneck was
+///
+/// Layers and phases that the pull's end waited for are marked (the critical path). With NO_COLOR set,
+/// or where standard output is no terminal, there are no colours.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+struct ShowPull {
+    /// The pull's number, from hoist pulls
+    id: u64,
+    /// The whole record as JSON instead (docs/timeline.md)
+    #[arg(long)]
+    json: bool,
+    /// Write it for Perfetto (ui.perfetto.dev) or chrome://tracing instead, in the Trace Event format
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    trace: Option<PathBuf>,
+    /// Write the waterfall as a picture instead
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    svg: Option<PathBuf>,
+}
 
 /// How often the list is shown anew.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use clap::Args;
 use tonic::{Code, Response, Streaming};
 
-use super::args::{Ls, Pull};
+use super::args::{EXIT_CODES, Pull};
 use super::error::CliError;
 use super::progress::Progress;
 use super::table::{bytes, counted, short, table, text};
@@ -12,6 +13,14 @@ use super::{print, print_json, summary};
 use crate::control::control_client::ControlClient;
 use crate::control::{Cause, ListTreesRequest, PullProgress, PullRequest, Tree};
 use crate::timeline::PullReport;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub(super) struct Ls {
+    /// JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
 
 pub(super) type Client = ControlClient<tonic::transport::Channel>;
 
