@@ -22,6 +22,7 @@ mod exchange;
 mod hosts;
 mod push;
 mod retry;
+mod scope;
 mod tls;
 
 use std::collections::HashMap;

@@ -214,32 +214,7 @@ impl Blob {
     ) -> Result<Body, RegistryError> {
         let Answer { response, url, challenged } = answer;
         let host = authority(&url);
-        let size = |actual: u64| RegistryError::Size {
-            host: host.clone(),
-            what: self.inner.what.clone(),
-            expected: self.inner.size,
-            actual: actual.to_string(),
-        };
-        let part = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let field = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok());
-            let answered = field.and_then(ContentRange::parse);
-            let total = answered.as_ref().and_then(|answered| answered.total);
-            if let Some(total) = total.filter(|&total| total != self.inner.size) {
-                return Err(size(total));
-            }
-            if answered.and_then(|answered| answered.part).as_ref() != Some(range) {
-                return Err(self.wrong_range(&host, range, exchange::content_range(&response)));
-            }
-            range.clone()
-        } else {
-            if let Some(length) = response.content_length().filter(|&l| l != self.inner.size) {
-                return Err(size(length));
-            }
-            0..self.inner.size
-        };
-        if let Some(length) = response.content_length().filter(|l| *l != part.end - part.start) {
-            return Err(self.wrong_range(&host, range, format!("{length} bytes")));
-        }
+        let part = self.part(&response, &host, range)?;
         let mut learned = self.learned();
         let ignored = question.range.is_some() && response.status() == StatusCode::OK;
         if ignored && question.if_range.is_some() {
@@ -276,6 +251,42 @@ impl Blob {
             stall: self.inner.registry.shared.settings.stall_timeout,
             endpoint: Arc::clone(endpoint),
         })
+    }
+
+    /// The part of the blob that an answer to a question for `range` has.
+    fn part(
+        &self,
+        response: &Response,
+        host: &str,
+        range: &Range<u64>,
+    ) -> Result<Range<u64>, RegistryError> {
+        let size = |actual: u64| RegistryError::Size {
+            host: host.to_owned(),
+            what: self.inner.what.clone(),
+            expected: self.inner.size,
+            actual: actual.to_string(),
+        };
+        let part = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let field = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok());
+            let answered = field.and_then(ContentRange::parse);
+            let total = answered.as_ref().and_then(|answered| answered.total);
+            if let Some(total) = total.filter(|&total| total != self.inner.size) {
+                return Err(size(total));
+            }
+            if answered.and_then(|answered| answered.part).as_ref() != Some(range) {
+                return Err(self.wrong_range(host, range, exchange::content_range(response)));
+            }
+            range.clone()
+        } else {
+            if let Some(length) = response.content_length().filter(|&l| l != self.inner.size) {
+                return Err(size(length));
+            }
+            0..self.inner.size
+        };
+        if let Some(length) = response.content_length().filter(|l| *l != part.end - part.start) {
+            return Err(self.wrong_range(host, range, format!("{length} bytes")));
+        }
+        Ok(part)
     }
 
     fn wrong_range(&self, host: &str, range: &Range<u64>, answered: String) -> RegistryError {

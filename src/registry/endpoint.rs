@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use reqwest::Url;
 
-use super::auth::Scope;
 use super::clients::is_loopback;
 use super::hosts::{self, HostConfig};
+use super::scope::Scope;
 use super::{RegistryError, Settings};
 
 /// How long a failed host comes last.

@@ -72,16 +72,7 @@ impl DockerConfig {
             "docker.io" => DOCKER_HUB_KEY,
             other => other,
         };
-        let helper_for = |name: &str| {
-            config["credHelpers"][name].as_str().filter(|h| !h.is_empty()).map(str::to_owned)
-        };
-        let helper = helper_for(server).or_else(|| {
-            // People write the short name of Docker Hub too.
-            (server == DOCKER_HUB_KEY)
-                .then(|| helper_for("docker.io").or_else(|| helper_for("index.docker.io")))
-                .flatten()
-        });
-        if let Some(helper) = helper {
+        if let Some(helper) = helper_for(&config, server) {
             return run_helper(&helper, server).await;
         }
         let store = config["credsStore"].as_str().filter(|s| !s.is_empty()).map(str::to_owned);
@@ -104,6 +95,19 @@ impl DockerConfig {
             Err(error) => Err(problem(error.to_string())),
         }
     }
+}
+
+/// The helper that the file names for `server`.
+fn helper_for(config: &Value, server: &str) -> Option<String> {
+    let named = |name: &str| {
+        config["credHelpers"][name].as_str().filter(|h| !h.is_empty()).map(str::to_owned)
+    };
+    named(server).or_else(|| {
+        // People write the short name of Docker Hub too.
+        (server == DOCKER_HUB_KEY)
+            .then(|| named("docker.io").or_else(|| named("index.docker.io")))
+            .flatten()
+    })
 }
 
 /// Asks `docker-credential-NAME` for the credentials of `server`.

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, Url};
 
 use super::Push;
-use crate::registry::auth::{Scope, Visit};
+use crate::registry::auth::Visit;
 use crate::registry::endpoint::authority;
 use crate::registry::exchange::same_origin;
+use crate::registry::scope::Scope;
 use crate::registry::{RegistryError, exchange};
 
 /// A link that takes fewer bytes a second than this counts as broken.
