@@ -5,12 +5,17 @@
 //! archive of a layer, [`ChainId`] a stack of layers.
 
 mod digest;
+mod error;
 mod layer;
 mod manifest;
+mod plan;
+mod platform;
+#[cfg(test)]
+mod tests;
 
 pub use digest::{BlobDigest, ChainId, DiffId, DigestError, Sha256};
+pub use error::ManifestError;
 pub use layer::{Compression, LayerKind};
-pub use manifest::{
-    Descriptor, INDEX_DEPTH, ImageLayer, ImagePlan, ManifestError, ManifestOrIndex, NamedDocument,
-    Platform, parse_config, select_platform,
-};
+pub use manifest::{Descriptor, INDEX_DEPTH, ManifestOrIndex, select_platform};
+pub use plan::{ImageLayer, ImagePlan, NamedDocument, parse_config};
+pub use platform::Platform;
