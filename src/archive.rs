@@ -17,6 +17,7 @@ use std::io;
 use bytes::Bytes;
 
 mod entry;
+mod fields;
 mod header;
 mod parser;
 mod path;
@@ -74,6 +75,17 @@ pub enum ArchiveError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+impl From<ArchiveError> for io::Error {
+    /// An [`ArchiveError::Source`] becomes what it was.
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::Source(source) => source,
+            ArchiveError::Truncated { .. } => Self::new(io::ErrorKind::UnexpectedEof, error),
+            ArchiveError::Malformed { .. } => Self::new(io::ErrorKind::InvalidData, error),
+        }
+    }
 }
 
 #[cfg(test)]
