@@ -29,6 +29,7 @@ use std::io;
 use std::path::PathBuf;
 
 mod amend;
+mod attributes;
 mod data;
 mod format;
 mod layout;
@@ -36,9 +37,10 @@ mod tree;
 mod write;
 
 pub use amend::{Amendment, amend};
+pub use attributes::Attributes;
 pub use data::FileData;
 pub use format::BlockSize;
-pub use tree::{Attributes, Kind, NodeId, Tree};
+pub use tree::{Kind, NodeId, Tree};
 pub use write::{Image, Written};
 
 /// The longest name in a directory, in bytes (`EROFS_NAME_LEN`).

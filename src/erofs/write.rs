@@ -4,13 +4,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::ImageError;
+use super::attributes::Attributes;
 use super::data::{Appender, Arriving, DataPlace, FileData};
 use super::format::{
     self, BlockSize, DataLayout, Dirent, INCOMPAT_CHUNKED, Inode, PAGE, SLOT_BYTES, Superblock,
     XATTR_BODY_BYTES,
 };
 use super::layout::{self, Layout, Split};
-use super::tree::{Attributes, Body, Node, NodeId, Tree};
+use super::tree::{Body, Node, NodeId, Tree};
 
 /// What a finished image came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
