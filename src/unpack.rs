@@ -39,6 +39,7 @@ mod files;
 mod image;
 mod merge;
 mod queue;
+mod read;
 mod room;
 mod settle;
 

@@ -1,6 +1,8 @@
 //! The thread that reads the archive and decides what is made when.
 
+mod data;
 mod resolve;
+mod writer;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::CString;
@@ -11,16 +13,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nix::sys::stat::{Mode, SFlag, umask};
+use nix::sys::stat::SFlag;
 
 use super::directories::Directories;
-use super::files::{Attributes, Item, Label, LargeFile, Rules, What, open_root, path_in};
+use super::files::{Attributes, Item, Label, Rules, What, open_root, path_in};
 use super::queue::Queue;
-use super::{Options, Room, Summary, UnpackError, Whiteouts};
-use crate::archive::{Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
-use crate::budget::rate::RateLimit;
+use super::read::{Maker, place_of, read};
+use super::{Options, Summary, UnpackError, Whiteouts};
+use crate::archive::{Entry, Kind, LayerPath, Place, Source};
 use crate::sys::xattrs;
 use crate::timeline::{LayerRecorder, Phase};
+use data::Current;
+use writer::{Job, Leave, write};
 
 /// Entries of one batch: enough to make a queue's lock cheap, few enough to share the work.
 const BATCH_ENTRIES: usize = 32;
@@ -28,40 +32,9 @@ const BATCH_ENTRIES: usize = 32;
 /// Bytes of the archive that one batch may span, and so keep in memory.
 const BATCH_SPAN_BYTES: u64 = 1 << 20;
 
-/// Files with more data than this are written piece by piece.
-const SMALL_FILE_BYTES: u64 = 256 << 10;
-
 /// Bytes that waiting hard links may take before all of them are made: some ten thousand of them,
 /// or fewer with xattrs.
 const LINKS_WAITING_BYTES: usize = 4 << 20;
-
-/// What a writer does next.
-enum Job {
-    Batch(Vec<Item>),
-    Piece { file: Arc<LargeFile>, offset: u64, bytes: Bytes },
-}
-
-impl Job {
-    /// What it writes.
-    fn bytes(&self) -> u64 {
-        let of_item = |item: &Item| match &item.what {
-            What::File { pieces, .. } => pieces.iter().map(|(_, piece)| piece.len() as u64).sum(),
-            _ => 0,
-        };
-        match self {
-            Self::Batch(items) => items.iter().map(of_item).sum(),
-            Self::Piece { bytes, .. } => bytes.len() as u64,
-        }
-    }
-
-    /// What it takes on disk beside these, about: a small file has a block, and an inode in another.
-    fn space_beside(&self) -> u64 {
-        match self {
-            Self::Batch(items) => ITEM_SPACE_BYTES * items.len() as u64,
-            Self::Piece { .. } => 0,
-        }
-    }
-}
 
 /// Unpacks a layer into `dest`, an existing empty directory that becomes the layer's root (0755).
 ///
@@ -129,44 +102,6 @@ fn without_acls(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends the writers home when it is dropped.
-struct Leave<'a>(&'a Queue<Job>);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// What a small entry takes on disk beside its bytes, about.
-const ITEM_SPACE_BYTES: u64 = 4096;
-
-/// A writer's life.
-fn write(queue: &Queue<Job>, rules: Rules, bounds: (&RateLimit, &Room), recorder: &LayerRecorder) {
-    // The umask belongs to the whole process, unless a thread parts from it. Where it may not,
-    // modes are set one by one.
-    let own_umask = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_ok();
-    if own_umask {
-        umask(Mode::empty());
-    }
-    queue.work(|job| {
-        let bytes = job.bytes();
-        super::wait_to_write(bounds, (bytes, bytes + job.space_beside()), recorder)?;
-        let _timing = recorder.time(Phase::Write);
-        match job {
-            Job::Batch(items) => {
-                for mut item in items {
-                    item.attributes.set_mode |= !own_umask;
-                    item.make(rules)?;
-                }
-            }
-            Job::Piece { file, offset, bytes } => file.write(offset, &bytes, rules)?,
-        }
-        recorder.bytes(Phase::Write, bytes);
-        Ok(())
-    });
-}
-
 /// Permissions that are taken from what this thread makes. Everything, where that cannot be seen.
 fn current_umask() -> u32 {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
@@ -192,13 +127,6 @@ impl Link {
     }
 }
 
-/// The file whose data come next.
-enum Current {
-    None,
-    Small { item: Item, missing: u64 },
-    Large(Arc<LargeFile>),
-}
-
 struct Coordinator<'a> {
     queue: &'a Queue<Job>,
     directories: Directories,
@@ -220,6 +148,35 @@ struct Coordinator<'a> {
     summary: Summary,
     /// Whether something counted was removed again.
     recount: bool,
+}
+
+impl Maker for Coordinator<'_> {
+    fn entry(&mut self, mut entry: Entry) -> Result<(), UnpackError> {
+        let label = Label::of(&entry);
+        let leads = place_of(&entry)?;
+        self.current = Current::None;
+        match leads {
+            Place::Root => Ok(()),
+            Place::Put { parent, name } => {
+                let parent = self.real_parent(&parent, &label)?;
+                let attributes = Attributes::of(&mut entry);
+                self.put(entry, parent, name, attributes, label)
+            }
+            Place::Whiteout { parent, name } => {
+                let parent = self.real_parent(&parent, &label)?;
+                let attributes = Attributes::of(&mut entry);
+                self.whiteout(&entry, &parent, name, attributes, label)
+            }
+            Place::Opaque(parent) => {
+                let parent = self.real_parent(&parent, &label)?;
+                self.opaque(&parent, &label)
+            }
+        }
+    }
+
+    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), UnpackError> {
+        self.piece(offset, bytes)
+    }
 }
 
 impl<'a> Coordinator<'a> {
@@ -250,38 +207,9 @@ impl<'a> Coordinator<'a> {
     }
 
     fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
-        let mut parser = Parser::new(|| source.next_bytes());
-        while let Some(event) = parser.next()? {
-            self.check_size(parser.position())?;
-            match event {
-                Event::Entry(entry) => {
-                    self.summary.entries += 1;
-                    self.recorder.entries(1);
-                    let limit = self.options.max_entries;
-                    if self.summary.entries > limit {
-                        return Err(UnpackError::TooLarge { limit, what: "entries" });
-                    }
-                    self.entry(*entry)?;
-                }
-                Event::Data { offset, bytes } => self.data(offset, bytes)?,
-            }
-        }
-        // What follows the archive is part of the layer's bytes, and of no file.
-        let mut position = parser.position() + parser.unread() as u64;
-        drop(parser);
-        while let Some(bytes) = source.next_bytes().map_err(crate::archive::ArchiveError::Source)? {
-            position += bytes.len() as u64;
-            self.check_size(position)?;
-        }
+        let (options, recorder) = (self.options, self.recorder);
+        self.summary.entries = read(source, &mut self, options, recorder)?;
         self.finish()
-    }
-
-    fn check_size(&self, position: u64) -> Result<(), UnpackError> {
-        let limit = self.options.max_bytes;
-        if position > limit {
-            return Err(UnpackError::TooLarge { limit, what: "bytes" });
-        }
-        Ok(())
     }
 
     fn finish(mut self) -> Result<Summary, UnpackError> {
@@ -320,33 +248,6 @@ impl<'a> Coordinator<'a> {
         }
         let next = Vec::with_capacity(BATCH_ENTRIES);
         self.queue.push(Job::Batch(std::mem::replace(&mut self.batch, next)))
-    }
-
-    fn entry(&mut self, mut entry: Entry) -> Result<(), UnpackError> {
-        let label = Label::of(&entry);
-        let leads = place(&entry.name).map_err(|source| UnpackError::Name {
-            name: entry.display_name(),
-            offset: entry.offset,
-            source,
-        })?;
-        self.current = Current::None;
-        match leads {
-            Place::Root => Ok(()),
-            Place::Put { parent, name } => {
-                let parent = self.real_parent(&parent, &label)?;
-                let attributes = Attributes::of(&mut entry);
-                self.put(entry, parent, name, attributes, label)
-            }
-            Place::Whiteout { parent, name } => {
-                let parent = self.real_parent(&parent, &label)?;
-                let attributes = Attributes::of(&mut entry);
-                self.whiteout(&entry, &parent, name, attributes, label)
-            }
-            Place::Opaque(parent) => {
-                let parent = self.real_parent(&parent, &label)?;
-                self.opaque(&parent, &label)
-            }
-        }
     }
 
     fn opaque(&mut self, path: &LayerPath, label: &Label) -> Result<(), UnpackError> {
@@ -437,62 +338,6 @@ impl<'a> Coordinator<'a> {
         let full = self.batch.len() >= BATCH_ENTRIES
             || offset.saturating_sub(self.batch_begin) >= BATCH_SPAN_BYTES;
         if full { self.flush() } else { Ok(()) }
-    }
-
-    fn begin_file(
-        &mut self,
-        entry: Entry,
-        sparse: bool,
-        parent: LayerPath,
-        name: CString,
-        mut attributes: Attributes,
-        label: Label,
-    ) -> Result<(), UnpackError> {
-        self.summary.inodes += 1;
-        self.summary.bytes += entry.stored.next_multiple_of(4096);
-        let dir = self.handle(&parent, &label)?;
-        if entry.stored > SMALL_FILE_BYTES {
-            // What waits must not wait for all of a large file.
-            self.flush()?;
-            self.check_size(entry.stored)?;
-            attributes.set_mode |= attributes.mode & self.directories.umask() != 0;
-            let _timing = self.recorder.time(Phase::Write);
-            let file = LargeFile::create(dir.as_fd(), &name, &entry, sparse, attributes)?;
-            self.current = Current::Large(Arc::new(file));
-            return Ok(());
-        }
-        let what = What::File { size: entry.size, sparse, pieces: Vec::new() };
-        let item = Item { dir, name, what, attributes, label };
-        if entry.stored == 0 {
-            return self.send(item, entry.offset);
-        }
-        self.current = Current::Small { item, missing: entry.stored };
-        if !self.batch.is_empty() && entry.offset - self.batch_begin >= BATCH_SPAN_BYTES {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), UnpackError> {
-        match std::mem::replace(&mut self.current, Current::None) {
-            Current::None => Ok(()),
-            Current::Large(file) => {
-                self.current = Current::Large(Arc::clone(&file));
-                self.queue.push(Job::Piece { file, offset, bytes })
-            }
-            Current::Small { mut item, missing } => {
-                let missing = missing - bytes.len() as u64;
-                if let What::File { pieces, .. } = &mut item.what {
-                    pieces.push((offset, bytes));
-                }
-                if missing > 0 {
-                    self.current = Current::Small { item, missing };
-                    return Ok(());
-                }
-                let begin = item.label.offset();
-                self.send(item, begin)
-            }
-        }
     }
 
     fn handle(&mut self, path: &LayerPath, label: &Label) -> Result<Arc<OwnedFd>, UnpackError> {

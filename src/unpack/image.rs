@@ -13,29 +13,28 @@
 //!   so that one input makes one image.
 
 mod acl;
+mod metadata;
 mod resolve;
 
-use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use nix::errno::Errno;
 
 use super::files::{Attributes, Label, Rules};
+use super::read::{Maker, place_of, read};
 use super::{Options, Summary, UnpackError, Whiteouts};
-use crate::archive::{ArchiveError, Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
+use crate::archive::{Entry, Kind, LayerPath, Place, Source};
 use crate::budget::{Budget, Permit};
 use crate::erofs::{self, BlockSize, Image, ImageError, NodeId};
 use crate::timeline::{LayerRecorder, Phase};
+use metadata::erofs_attributes;
 
 /// What names and metadata borrow from the budget at a time, in bytes: some 25,000 entries.
 const BORROWED_BYTES: u64 = 4 << 20;
-
-/// Drops what the kernel drops of a file whose owner changes.
-const CAPABILITY: &CStr = c"security.capability";
 
 /// What an image is besides its content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -115,29 +114,47 @@ struct Builder<'a> {
     summary: Summary,
 }
 
-impl Builder<'_> {
-    fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
-        let mut parser = Parser::new(|| source.next_bytes());
-        while let Some(event) = parser.next()? {
-            self.options.check_bytes(parser.position())?;
-            match event {
-                Event::Entry(entry) => {
-                    self.summary.entries += 1;
-                    self.recorder.entries(1);
-                    self.options.check_entries(self.summary.entries)?;
-                    self.check_memory()?;
-                    self.entry(*entry)?;
-                }
-                Event::Data { offset, bytes } => self.data(offset, &bytes)?,
+impl Maker for Builder<'_> {
+    fn entry(&mut self, mut entry: Entry) -> Result<(), UnpackError> {
+        self.check_memory()?;
+        let label = Label::of(&entry);
+        let leads = place_of(&entry)?;
+        self.current = None;
+        match leads {
+            Place::Root => Ok(()),
+            Place::Put { parent, name } => {
+                let parent = self.real_parent(&parent, &label)?;
+                let attributes = Attributes::of(&mut entry);
+                self.put(&entry, parent, &name, &attributes, &label)
+            }
+            Place::Whiteout { parent, name } => {
+                let parent = self.real_parent(&parent, &label)?;
+                self.whiteout(&entry, parent, &name, &label)
+            }
+            Place::Opaque(path) => {
+                let directory = self.real_parent(&path, &label)?;
+                self.opaque(directory, &label)
             }
         }
-        // What follows the archive is part of the layer's bytes, and of no file.
-        let mut position = parser.position() + parser.unread() as u64;
-        drop(parser);
-        while let Some(bytes) = source.next_bytes().map_err(ArchiveError::Source)? {
-            position += bytes.len() as u64;
-            self.options.check_bytes(position)?;
-        }
+    }
+
+    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), UnpackError> {
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let (bounds, length) = ((&self.options.rate, &self.options.room), bytes.len() as u64);
+        super::wait_to_write(bounds, (length, length), self.recorder)?;
+        let _timing = self.recorder.time(Phase::Write);
+        current.missing -= bytes.len() as u64;
+        let last = current.missing == 0;
+        self.image.data(offset, &bytes).map_err(self.image_error())?;
+        self.recorder.bytes(Phase::Write, bytes.len() as u64);
+        if last { self.end_file() } else { Ok(()) }
+    }
+}
+
+impl Builder<'_> {
+    fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
+        let (options, recorder) = (self.options, self.recorder);
+        self.summary.entries = read(source, &mut self, options, recorder)?;
         let _timing = self.recorder.time(Phase::Write);
         let implied = self.image.tree.provisional();
         self.summary.implied = implied
@@ -172,32 +189,6 @@ impl Builder<'_> {
     fn image_error(&self) -> impl FnOnce(ImageError) -> UnpackError + use<> {
         let path = self.dest.to_owned();
         |source| UnpackError::Image { path, source }
-    }
-
-    fn entry(&mut self, mut entry: Entry) -> Result<(), UnpackError> {
-        let label = Label::of(&entry);
-        let leads = place(&entry.name).map_err(|source| UnpackError::Name {
-            name: entry.display_name(),
-            offset: entry.offset,
-            source,
-        })?;
-        self.current = None;
-        match leads {
-            Place::Root => Ok(()),
-            Place::Put { parent, name } => {
-                let parent = self.real_parent(&parent, &label)?;
-                let attributes = Attributes::of(&mut entry);
-                self.put(&entry, parent, &name, &attributes, &label)
-            }
-            Place::Whiteout { parent, name } => {
-                let parent = self.real_parent(&parent, &label)?;
-                self.whiteout(&entry, parent, &name, &label)
-            }
-            Place::Opaque(path) => {
-                let directory = self.real_parent(&path, &label)?;
-                self.opaque(directory, &label)
-            }
-        }
     }
 
     /// Marks a directory as hiding the lower layers'.
@@ -259,7 +250,19 @@ impl Builder<'_> {
             self.image.tree.remove(parent, name.to_bytes());
         }
         self.check_name(name, "making it", label)?;
-        let name = name.to_bytes();
+        let id = self.make(entry, parent, name.to_bytes(), attributes, label)?;
+        if whiteout && entry.kind == Kind::Directory { self.opaque(id, label) } else { Ok(()) }
+    }
+
+    /// Makes what an entry says, under a name that is free.
+    fn make(
+        &mut self,
+        entry: &Entry,
+        parent: NodeId,
+        name: &[u8],
+        attributes: &Attributes,
+        label: &Label,
+    ) -> Result<NodeId, UnpackError> {
         let plain = erofs_attributes(attributes);
         let tree = &mut self.image.tree;
         let bad_device = || label.error("making the device or pipe", Errno::EINVAL);
@@ -282,16 +285,18 @@ impl Builder<'_> {
                 let data = erofs::FileData::empty();
                 let id = tree.add_file(parent, name, plain, data);
                 self.set_xattrs(id, attributes, label)?;
-                return self.begin_file(entry, id);
+                self.begin_file(entry, id)?;
+                return Ok(id);
             }
             Kind::HardLink(target) => {
                 let id = self.link_target(target, label)?;
                 self.image.tree.link(parent, name, id);
-                return self.set_attributes(id, attributes, label);
+                self.set_attributes(id, attributes, label)?;
+                return Ok(id);
             }
         };
         self.set_xattrs(id, attributes, label)?;
-        if whiteout && entry.kind == Kind::Directory { self.opaque(id, label) } else { Ok(()) }
+        Ok(id)
     }
 
     fn check_name(
@@ -314,18 +319,6 @@ impl Builder<'_> {
         if entry.stored == 0 { self.end_file() } else { Ok(()) }
     }
 
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), UnpackError> {
-        let Some(current) = &mut self.current else { return Ok(()) };
-        let (bounds, length) = ((&self.options.rate, &self.options.room), bytes.len() as u64);
-        super::wait_to_write(bounds, (length, length), self.recorder)?;
-        let _timing = self.recorder.time(Phase::Write);
-        current.missing -= bytes.len() as u64;
-        let last = current.missing == 0;
-        self.image.data(offset, bytes).map_err(self.image_error())?;
-        self.recorder.bytes(Phase::Write, bytes.len() as u64);
-        if last { self.end_file() } else { Ok(()) }
-    }
-
     fn end_file(&mut self) -> Result<(), UnpackError> {
         if let Some(current) = self.current.take() {
             let data = self.image.end_data().map_err(self.image_error())?;
@@ -333,73 +326,6 @@ impl Builder<'_> {
         }
         Ok(())
     }
-
-    /// Gives an inode that is there already the metadata of an entry.
-    fn set_attributes(
-        &mut self,
-        id: NodeId,
-        attributes: &Attributes,
-        label: &Label,
-    ) -> Result<(), UnpackError> {
-        let kind = self.image.tree.kind(id);
-        let (is_link, is_directory) =
-            (matches!(kind, erofs::Kind::Symlink(_)), kind == erofs::Kind::Directory);
-        let new = erofs_attributes(attributes);
-        let old = self.image.tree.attributes_mut(id);
-        if (old.uid, old.gid) != (new.uid, new.gid) && !is_directory {
-            old.remove_xattr(CAPABILITY);
-        }
-        (old.uid, old.gid, old.seconds, old.nanos) = (new.uid, new.gid, new.seconds, new.nanos);
-        if !is_link {
-            old.mode = new.mode;
-        }
-        self.set_xattrs(id, attributes, label)
-    }
-
-    /// Sets xattrs as the kernel would on a file system that has those that EROFS has.
-    fn set_xattrs(
-        &mut self,
-        id: NodeId,
-        attributes: &Attributes,
-        label: &Label,
-    ) -> Result<(), UnpackError> {
-        let kind = self.image.tree.kind(id);
-        let usual = matches!(kind, erofs::Kind::Regular | erofs::Kind::Directory);
-        let (is_link, is_directory) =
-            (matches!(kind, erofs::Kind::Symlink(_)), kind == erofs::Kind::Directory);
-        let into = RefCell::new(self.image.tree.attributes_mut(id));
-        let system = |errno: Errno| Err(io::Error::from(errno));
-        let set = |name: &CStr, value: &[u8]| {
-            let bytes = name.to_bytes();
-            if bytes.starts_with(b"system.") {
-                let default = bytes.ends_with(b"_default");
-                return match acl::checked(value) {
-                    _ if is_link => system(Errno::EOPNOTSUPP),
-                    _ if default && !is_directory => system(Errno::EACCES),
-                    None => system(Errno::EINVAL),
-                    Some(()) => into.borrow_mut().set_xattr(name, value).map(drop),
-                };
-            }
-            if bytes.starts_with(b"user.") && !usual {
-                return system(Errno::EPERM);
-            }
-            match into.borrow_mut().set_xattr(name, value)? {
-                true => Ok(()),
-                false => system(Errno::EOPNOTSUPP),
-            }
-        };
-        let done = attributes.set_xattrs(self.rules, usual, set);
-        done.map_err(|e| label.error("setting its xattrs", e))?;
-        acl::follow_mode(&mut into.borrow_mut());
-        Ok(())
-    }
-}
-
-fn erofs_attributes(from: &Attributes) -> erofs::Attributes {
-    // Both are within their bounds: times were brought into 1970 to 2262.
-    let time =
-        (from.mtime.tv_sec().unsigned_abs(), u32::try_from(from.mtime.tv_nsec()).unwrap_or(0));
-    erofs::Attributes::new(from.mode, from.uid, from.gid, time)
 }
 
 fn check_target(target: &CStr, label: &Label) -> Result<(), UnpackError> {

@@ -19,8 +19,10 @@ use crate::timeline::LayerRecorder;
 
 mod images;
 mod model;
+mod names;
 mod odd;
 mod trees;
+mod whiteouts;
 
 /// An archive in the making.
 #[derive(Clone, Default)]
