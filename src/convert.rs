@@ -36,6 +36,7 @@ mod source;
 mod spool;
 mod task;
 mod tree;
+mod written;
 
 pub use analyze::{Analysis, DirectoryFacts, Duplicate, LayerFacts, Remedy, analyze};
 pub use arrange::Dedupe;
@@ -44,10 +45,11 @@ pub use error::ConvertError;
 pub use options::{Options, default_level};
 pub use place::Place;
 pub use plan::{LAYERS_MOST, Unit, Wish};
-pub use produce::{Codec, Written};
+pub use produce::Codec;
 pub use progress::{Phase, Progress};
 pub use puller::Puller;
 pub use source::Reach;
+pub use written::Written;
 
 use base::put_on_base;
 use deliver::Parcel;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::arrange::{self, Dedupe, Wanted};
+use super::arrange::{self, Arranged, Dedupe, Wanted};
 use super::base::Above;
-use super::plan::{Aim, Wish};
+use super::header::Item;
+use super::plan::{Aim, LayerPlan, Wish};
 use super::read::{ReadLayer, read_all};
 use super::task::as_it_was;
 use super::tree::{InodeId, Node, Tree};
@@ -127,13 +128,7 @@ pub fn analyze(
     let written: Vec<super::Written> = read.iter().zip(&image.layers).map(as_it_was).collect();
     let mut tree = Tree::of_layers(read)?;
     let walked = tree.walk();
-    let mut visible = vec![0; contents.len()];
-    let mut seen = HashSet::new();
-    for (_, id) in walked.iter().filter(|(_, id)| seen.insert(*id)) {
-        if let Node::File(content) = &tree.inode(*id).node {
-            visible[tree.inode(*id).layer] += content.size;
-        }
-    }
+    let visible = visible(&tree, &walked, contents.len());
     let layers =
         written.iter().zip(contents.iter().zip(&visible)).map(|(layer, (all, seen))| LayerFacts {
             digest: layer.digest,
@@ -162,18 +157,7 @@ pub fn analyze(
     let now: Vec<Load> = written.iter().map(puller::load).collect();
     let kept: Vec<Load> =
         now.iter().map(|load| Load { bytes: load.bytes * smaller, ..load.clone() }).collect();
-    #[allow(clippy::cast_precision_loss, reason = "sizes of layers are below 2^53")]
-    let cut: Vec<Load> = arranged
-        .plans
-        .iter()
-        .zip(&arranged.layers)
-        .map(|(plan, items)| Load {
-            bytes: plan.compressed as f64 * smaller,
-            unpacked: plan.bytes as f64,
-            files: items.len() as f64,
-            extract: None,
-        })
-        .collect();
+    let cut = cut(&arranged, smaller);
     let told = Told { image: place.to_string(), puller, was };
     Ok(Analysis {
         image: place.to_string(),
@@ -188,6 +172,31 @@ pub fn analyze(
         seconds: puller.predict(&now, was).seconds,
         remedies: told.remedies(&now, &kept, &cut),
     })
+}
+
+/// Bytes of content that a container sees, by the layer that they came with.
+fn visible(tree: &Tree, walked: &[(LayerPath, InodeId)], layers: usize) -> Vec<u64> {
+    let mut visible = vec![0; layers];
+    let mut seen = HashSet::new();
+    for (_, id) in walked.iter().filter(|(_, id)| seen.insert(*id)) {
+        if let Node::File(content) = &tree.inode(*id).node {
+            visible[tree.inode(*id).layer] += content.size;
+        }
+    }
+    visible
+}
+
+/// The layers of a new cut, each `smaller` by so much than the source's compression would have it.
+#[allow(clippy::cast_precision_loss, reason = "sizes of layers are below 2^53")]
+fn cut(arranged: &Arranged, smaller: f64) -> Vec<Load> {
+    let layers = arranged.plans.iter().zip(&arranged.layers);
+    let load = |(plan, items): (&LayerPlan, &Vec<Item>)| Load {
+        bytes: plan.compressed as f64 * smaller,
+        unpacked: plan.bytes as f64,
+        files: items.len() as f64,
+        extract: None,
+    };
+    layers.map(load).collect()
 }
 
 struct Told<'a> {

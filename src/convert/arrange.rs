@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::ConvertError;
 use super::base::Above;
+use super::header::{self, Item};
 use super::plan::{Aim, LayerPlan, Unit, Wish, plan};
 use super::tree::{InodeId, Node, ROOT, Tree};
-use super::{ConvertError, header};
 use crate::archive::LayerPath;
 use crate::image::Sha256;
 
@@ -37,15 +38,6 @@ impl Dedupe {
             Self::Off => "off",
         }
     }
-}
-
-/// One entry of a new layer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Item {
-    pub(super) path: LayerPath,
-    pub(super) inode: InodeId,
-    /// The earlier name in the same layer that this is another name of.
-    pub(super) link: Option<LayerPath>,
 }
 
 /// New layers, not written yet.
@@ -85,33 +77,13 @@ pub(super) fn arrange(wanted: &Wanted<'_>) -> Result<Arranged, ConvertError> {
     let plans = plan(&units, wish, &wanted.aim)?;
     let given: HashMap<&LayerPath, usize> =
         order.iter().enumerate().map(|(rank, path)| (path, rank)).collect();
-    let mut needed: Vec<BTreeSet<LayerPath>> = Vec::new();
-    for layer in &plans {
-        let mut directories = BTreeSet::new();
-        let hidden = if needed.is_empty() { above.gone.as_slice() } else { &[] };
-        for path in layer.units.iter().flat_map(|&unit| &groups[unit].names).chain(hidden) {
-            let mut parent = parent_of(path);
-            while let Some(path) = parent.filter(|path| !directories.contains(path)) {
-                parent = parent_of(&path);
-                directories.insert(path);
-            }
-        }
-        needed.push(directories);
-    }
     let directories: HashMap<&LayerPath, InodeId> = walked
         .iter()
         .filter(|(_, id)| matches!(tree.inode(*id).node, Node::Directory(_)))
         .map(|(path, id)| (path, *id))
         .collect();
-    // A directory that no layer needs has nothing but directories in it; the lowest takes it.
-    let homeless = directories
-        .iter()
-        .filter(|(path, id)| !above.same.contains(id) && !needed.iter().any(|n| n.contains(**path)))
-        .map(|(&path, _)| path.clone());
-    let homeless: Vec<LayerPath> = homeless.collect();
-    for path in homeless {
-        needed[0].extend(std::iter::successors(Some(path), parent_of));
-    }
+    let needed = needed(&plans, &groups, &directories, above);
+    let rank = |&unit: &usize| rank(tree, &groups[unit], &given);
     let mut layers = Vec::new();
     for (number, (layer, needed)) in plans.iter().zip(needed).enumerate() {
         let mut items = Vec::new();
@@ -131,7 +103,7 @@ pub(super) fn arrange(wanted: &Wanted<'_>) -> Result<Arranged, ConvertError> {
             }));
         }
         let mut units = layer.units.clone();
-        units.sort_by_cached_key(|&unit| rank(tree, &groups[unit], &given));
+        units.sort_by_cached_key(rank);
         for group in units.into_iter().map(|unit| &groups[unit]) {
             let first = &group.names[0];
             let link = |path: &LayerPath| (path != first).then(|| first.clone());
@@ -145,6 +117,39 @@ pub(super) fn arrange(wanted: &Wanted<'_>) -> Result<Arranged, ConvertError> {
     }
     let content = groups.iter().map(|group| size(tree, group.inode)).sum();
     Ok(Arranged { layers, plans, deduplicated, content })
+}
+
+/// The directories that each layer has to have: those that its names are in, and in the lowest those
+/// that no layer needs.
+fn needed(
+    plans: &[LayerPlan],
+    groups: &[Group],
+    directories: &HashMap<&LayerPath, InodeId>,
+    above: &Above,
+) -> Vec<BTreeSet<LayerPath>> {
+    let mut needed: Vec<BTreeSet<LayerPath>> = Vec::new();
+    for layer in plans {
+        let mut of_layer = BTreeSet::new();
+        let hidden = if needed.is_empty() { above.gone.as_slice() } else { &[] };
+        for path in layer.units.iter().flat_map(|&unit| &groups[unit].names).chain(hidden) {
+            let mut parent = parent_of(path);
+            while let Some(path) = parent.filter(|path| !of_layer.contains(path)) {
+                parent = parent_of(&path);
+                of_layer.insert(path);
+            }
+        }
+        needed.push(of_layer);
+    }
+    // A directory that no layer needs has nothing but directories in it; the lowest takes it.
+    let homeless = directories
+        .iter()
+        .filter(|(path, id)| !above.same.contains(id) && !needed.iter().any(|n| n.contains(**path)))
+        .map(|(&path, _)| path.clone());
+    let homeless: Vec<LayerPath> = homeless.collect();
+    for path in homeless {
+        needed[0].extend(std::iter::successors(Some(path), parent_of));
+    }
+    needed
 }
 
 /// The directory that something is in, unless it is the root.

@@ -6,8 +6,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::produce::Written;
 use super::source::Image;
+use super::written::Written;
 use crate::compression::frame_table::ANNOTATION;
 use crate::image::{BlobDigest, Compression, Platform};
 

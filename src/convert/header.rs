@@ -8,9 +8,8 @@ use std::io;
 
 use tar::EntryType;
 
-use super::arrange::Item;
-use super::tree::{Inode, Node};
-use crate::archive::Time;
+use super::tree::{Inode, InodeId, Node};
+use crate::archive::{LayerPath, Time};
 
 /// tar's unit in bytes.
 pub(super) const BLOCK: u64 = 512;
@@ -21,6 +20,15 @@ const NAME_BYTES: usize = 100;
 /// The largest numbers of fields with 7 and 11 octal digits.
 const SEVEN_DIGITS: u64 = 0o777_7777;
 const ELEVEN_DIGITS: u64 = 0o777_7777_7777;
+
+/// One entry of a new layer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Item {
+    pub(super) path: LayerPath,
+    pub(super) inode: InodeId,
+    /// The earlier name in the same layer that this is another name of.
+    pub(super) link: Option<LayerPath>,
+}
 
 /// The bytes before an item's content, whole blocks.
 ///
@@ -78,24 +86,26 @@ pub(super) fn render(item: &Item, inode: &Inode) -> io::Result<Vec<u8>> {
         }
     }
     header.set_cksum();
-    let mut all = Vec::new();
-    if !pax.is_empty() {
-        let mut extended = tar::Header::new_ustar();
-        extended.set_entry_type(EntryType::XHeader);
-        let name = b"PaxHeaders.0/entry";
-        extended.as_old_mut().name[..name.len()].copy_from_slice(name);
-        extended.set_mode(0o644);
-        extended.set_uid(0);
-        extended.set_gid(0);
-        extended.set_mtime(0);
-        extended.set_size(pax.len() as u64);
-        extended.set_cksum();
-        all.extend_from_slice(extended.as_bytes());
-        all.extend_from_slice(&pax);
-        all.resize(all.len().next_multiple_of(BLOCK as usize), 0);
-    }
+    let mut all = if pax.is_empty() { Vec::new() } else { extended(&pax) };
     all.extend_from_slice(header.as_bytes());
     Ok(all)
+}
+
+/// The header that stands before an entry's own, with its records, in whole blocks.
+fn extended(pax: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(EntryType::XHeader);
+    let name = b"PaxHeaders.0/entry";
+    header.as_old_mut().name[..name.len()].copy_from_slice(name);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(pax.len() as u64);
+    header.set_cksum();
+    let mut all = [header.as_bytes(), pax].concat();
+    all.resize(all.len().next_multiple_of(BLOCK as usize), 0);
+    all
 }
 
 /// Puts a text into its field, as much as fits, and all of it into a record where that is not all.
@@ -146,7 +156,7 @@ fn record(pax: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::{Event, Kind, LayerPath, Parser};
+    use crate::archive::{Event, Kind, Parser};
 
     fn read_back(item: &Item, inode: &Inode) -> crate::archive::Entry {
         let bytes = bytes::Bytes::from(render(item, inode).unwrap());

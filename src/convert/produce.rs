@@ -15,11 +15,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use sha2::Digest as _;
 
-use super::arrange::Item;
+use super::ConvertError;
+use super::header::{self, Item};
 use super::progress::Progress;
 use super::spool::{Spool, SpoolReader, Spot};
 use super::tree::{Node, Tree};
-use super::{ConvertError, header};
+use super::written::Written;
 use crate::compression::frame_table::{FrameEntry, FrameTable, FrameTableRef};
 use crate::compression::seek_table::{Entry, SeekTable};
 use crate::image::{BlobDigest, Compression, DiffId, Sha256};
@@ -39,27 +40,6 @@ pub struct Codec {
     pub compression: Compression,
     /// Its level; for zstd 1 to 22, for gzip 1 to 9.
     pub level: i32,
-}
-
-/// A layer that was written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Written {
-    /// The blob.
-    pub digest: BlobDigest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// The archive.
-    pub diff_id: DiffId,
-    /// Its length in bytes.
-    pub archive_bytes: u64,
-    /// Names in it.
-    pub entries: u64,
-    /// How it is compressed.
-    pub compression: Compression,
-    /// Its frame table, where it has one.
-    pub frames: Option<FrameTableRef>,
-    /// Whether it is a layer of the source as it was.
-    pub kept: bool,
 }
 
 /// Part of an item's bytes: header, content, padding.

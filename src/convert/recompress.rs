@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ConvertError;
 use super::header::BLOCK;
-use super::produce::{Codec, Compressor, FRAME_BYTES, Sink, Written};
+use super::produce::{Codec, Compressor, FRAME_BYTES, Sink};
 use super::progress::Progress;
 use super::read::Archive;
 use super::source::Layer;
+use super::written::Written;
 use crate::layout::Staging;
 
 /// Frames that wait for a thread, for each layer.

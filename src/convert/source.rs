@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use sha2::Digest as _;
 use tokio::runtime::Handle;
 
-use super::produce::Written;
 use super::progress::Progress;
+use super::written::Written;
 use super::{ConvertError, Place};
 use crate::compression::Pieces;
 use crate::containerd::{Address, Containerd};
@@ -108,7 +108,49 @@ impl Layer {
         &self,
         progress: &Arc<Progress>,
     ) -> Result<Box<dyn Pieces + Send>, ConvertError> {
-        let mut next: Next = match &self.from {
+        let mut next = self.pieces(progress)?;
+        let (name, digest, size) = (self.name.clone(), self.digest, self.size);
+        let progress = Arc::clone(progress);
+        let (mut hasher, mut taken) = (sha2::Sha256::new(), 0);
+        let mut copy = self.keep.as_ref().map(Copy::new).transpose()?;
+        let mismatch = move |what, expected: String, actual: String| {
+            let layer = name.clone();
+            std::io::Error::other(ConvertError::Mismatch { layer, what, expected, actual })
+        };
+        Ok(Box::new(move || {
+            progress.check().map_err(std::io::Error::other)?;
+            let piece = next()?;
+            if let Some(piece) = &piece {
+                taken += piece.len() as u64;
+                progress.add(piece.len() as u64);
+                hasher.update(piece);
+                if let Some(copy) = &mut copy {
+                    copy.file.write_all(piece)?;
+                }
+            }
+            if taken > size || (piece.is_none() && taken < size) {
+                let actual =
+                    if taken > size { format!("more than {size}") } else { taken.to_string() };
+                return Err(mismatch("the size", size.to_string(), actual));
+            }
+            if piece.is_none()
+                && let Some(expected) = digest
+            {
+                let actual = BlobDigest(Sha256::from_bytes(hasher.clone().finalize().into()));
+                if actual != expected {
+                    return Err(mismatch("the digest", expected.to_string(), actual.to_string()));
+                }
+                if let Some(copy) = copy.take() {
+                    copy.staging.keep(&copy.name, expected, size).map_err(std::io::Error::other)?;
+                }
+            }
+            Ok(piece)
+        }))
+    }
+
+    /// The same, from where they are, unchecked.
+    fn pieces(&self, progress: &Arc<Progress>) -> Result<Next, ConvertError> {
+        Ok(match &self.from {
             From::Member(layout, name) => {
                 let missing = || crate::layout::LayoutError::Missing {
                     path: PathBuf::new(),
@@ -147,44 +189,7 @@ impl Layer {
                     reader.next().map_err(|error| std::io::Error::other(failed(error)))
                 })
             }
-        };
-        let (name, digest, size) = (self.name.clone(), self.digest, self.size);
-        let progress = Arc::clone(progress);
-        let (mut hasher, mut taken) = (sha2::Sha256::new(), 0);
-        let mut copy = self.keep.as_ref().map(Copy::new).transpose()?;
-        let mismatch = move |what, expected: String, actual: String| {
-            let layer = name.clone();
-            std::io::Error::other(ConvertError::Mismatch { layer, what, expected, actual })
-        };
-        Ok(Box::new(move || {
-            progress.check().map_err(std::io::Error::other)?;
-            let piece = next()?;
-            if let Some(piece) = &piece {
-                taken += piece.len() as u64;
-                progress.add(piece.len() as u64);
-                hasher.update(piece);
-                if let Some(copy) = &mut copy {
-                    copy.file.write_all(piece)?;
-                }
-            }
-            if taken > size || (piece.is_none() && taken < size) {
-                let actual =
-                    if taken > size { format!("more than {size}") } else { taken.to_string() };
-                return Err(mismatch("the size", size.to_string(), actual));
-            }
-            if piece.is_none()
-                && let Some(expected) = digest
-            {
-                let actual = BlobDigest(Sha256::from_bytes(hasher.clone().finalize().into()));
-                if actual != expected {
-                    return Err(mismatch("the digest", expected.to_string(), actual.to_string()));
-                }
-                if let Some(copy) = copy.take() {
-                    copy.staging.keep(&copy.name, expected, size).map_err(std::io::Error::other)?;
-                }
-            }
-            Ok(piece)
-        }))
+        })
     }
 }
 
