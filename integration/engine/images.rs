@@ -1,8 +1,14 @@
 //! Layers that become EROFS images, and the one that cannot.
 
+use hoist::budget::Budget;
+use hoist::fetch::{Fetcher, Limits};
 use hoist::image::Platform;
 use hoist::pull::trees::TreeStore;
+use hoist::pull::{Decompression, Puller, Settings};
+use hoist::registry::{Registry, Settings as RegistrySettings};
 use hoist::snapshots::{Backend, Error, Options, Snapshots};
+use hoist::timeline::History;
+use hoist::unpack;
 
 use super::skipped::skipped;
 use super::*;

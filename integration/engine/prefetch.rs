@@ -3,6 +3,7 @@
 
 use tokio::sync::watch;
 
+use super::faulty_registry::Request;
 use super::*;
 
 /// From this size on a layer takes a whole turn; of noise, so that its blob is as large.

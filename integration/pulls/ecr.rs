@@ -3,6 +3,11 @@
 //!
 //! The names of the hosts are real; `hoist` finds them on loopback, in a mount name space with an `/etc/hosts` of its own.
 
+#[path = "ecr/aws.rs"]
+mod aws;
+#[path = "ecr/trace.rs"]
+mod trace;
+
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -10,146 +15,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::daemon::{Daemon, blocking};
-use super::faulty_registry::{FaultyRegistry, Reply, Request};
+use super::daemon::blocking;
+use super::faulty_registry::{Reply, Request};
 use super::harness::skipped;
-use super::images::{Layer, noise, push};
-use super::secrets::said;
+use aws::{Aws, Ecr, SECRET_KEY, SESSION, judged};
 
 const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 const PUBLIC: &str = "public.ecr.aws";
-const SECRET_KEY: &str = "secret-key-of-the-r0le";
-const SESSION: &str = "session-t0ken-of-the-role";
-
-/// AWS as a process meets it: all of its services on one port.
-struct Aws {
-    server: FaultyRegistry,
-    /// The number of the password that is good now.
-    current: Arc<AtomicUsize>,
-}
-
-fn credentials(key: &str) -> String {
-    serde_json::json!({
-        "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
-        "AccessKeyId": key, "SecretAccessKey": SECRET_KEY, "Token": SESSION,
-        "Expiration": "2099-01-01T00:00:00Z",
-    })
-    .to_string()
-}
-
-/// What ECR's API hands out, good for twelve hours.
-fn password(number: usize, list: bool) -> Reply {
-    let token = BASE64_STANDARD.encode(format!("AWS:passw0rd-{number}"));
-    let data = serde_json::json!({ "authorizationToken": token, "expiresAt": 4_000_000_000_u64 });
-    let data = if list { serde_json::json!([data]) } else { data };
-    let body = serde_json::json!({ "authorizationData": data }).to_string();
-    Reply::new(200, body).with("Content-Type", "application/x-amz-json-1.1")
-}
-
-fn answer(request: &Request, number: usize) -> Reply {
-    match (&*request.method, &*request.path) {
-        // The instance's metadata, version 2 alone.
-        ("PUT", "/latest/api/token") => {
-            Reply::new(200, "imds-token").with("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
-        }
-        ("GET", path) if path.starts_with("/latest/") => {
-            if request.header("x-aws-ec2-metadata-token") != Some("imds-token") {
-                return Reply::new(401, "");
-            }
-            match path.rsplit_once("security-credentials/") {
-                Some((_, "")) => Reply::new(200, "the-role"),
-                Some((_, "the-role")) => Reply::new(200, credentials("AKIDINSTANCE")),
-                _ => Reply::new(404, ""),
-            }
-        }
-        ("GET", "/container") if request.header("authorization") == Some("container-token") => {
-            Reply::new(200, credentials("AKIDCONTAINER"))
-        }
-        ("POST", "/") if request.body.contains("AssumeRoleWithWebIdentity") => {
-            assert!(request.body.contains("WebIdentityToken=a-web-identity"), "{}", request.body);
-            Reply::new(200, format!(
-                "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
-                 <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>AKIDWEB</AccessKeyId>\
-                 <SecretAccessKey>{SECRET_KEY}</SecretAccessKey><SessionToken>{SESSION}</SessionToken>\
-                 <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>\
-                 </AssumeRoleWithWebIdentityResponse>"
-            )).with("Content-Type", "text/xml")
-        }
-        ("POST", "/") => match request.header("x-amz-target") {
-            Some("AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken") => {
-                password(number, true)
-            }
-            Some("SpencerFrontendService.GetAuthorizationToken") => password(number, false),
-            _ => Reply::new(400, ""),
-        },
-        _ => Reply::new(404, ""),
-    }
-}
-
-impl Aws {
-    async fn start() -> Self {
-        let server = FaultyRegistry::start().await;
-        let current = Arc::new(AtomicUsize::new(1));
-        let number = Arc::clone(&current);
-        server.script(move |request, _| answer(request, number.load(SeqCst)));
-        Self { server, current }
-    }
-
-    /// The requests for passwords, as they were signed.
-    fn asked(&self) -> Vec<String> {
-        let requests = self.server.requests().into_iter();
-        let of_ecr = requests.filter(|request| request.header("x-amz-target").is_some());
-        of_ecr.map(|request| request.header("authorization").unwrap().to_owned()).collect()
-    }
-
-    fn environment(&self, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
-        let url = format!("http://{}", self.server.host);
-        let services = [
-            "AWS_ENDPOINT_URL_ECR",
-            "AWS_ENDPOINT_URL_ECR_PUBLIC",
-            "AWS_ENDPOINT_URL_STS",
-            "AWS_EC2_METADATA_SERVICE_ENDPOINT",
-        ];
-        let more = more.iter().map(|(name, value)| (*name, value.replace("@AWS@", &url)));
-        services.map(|name| (name, url.clone())).into_iter().chain(more).collect()
-    }
-}
-
-/// What the registry answers: `reply` to whoever has the password of this number.
-fn judged(request: &Request, reply: Reply, number: usize) -> Reply {
-    let expected = BASE64_STANDARD.encode(format!("AWS:passw0rd-{number}"));
-    match request.header("authorization") {
-        Some(header) if header == format!("Basic {expected}") => reply,
-        Some(_) => {
-            Reply::new(403, "Your authorization token has expired. Reauthenticate and try again.")
-        }
-        None => Reply::new(401, "").with("WWW-Authenticate", "Basic realm=\"ecr\""),
-    }
-}
-
-/// A registry with an image, that lets in whoever has the current password.
-struct Ecr {
-    server: FaultyRegistry,
-    image: String,
-}
-
-impl Ecr {
-    async fn start(aws: &Aws) -> Self {
-        let server = FaultyRegistry::start().await;
-        let layers: Vec<_> = (0..4)
-            .map(|n| Layer::of("zstd", &format!("f{n}"), noise(&n.to_string(), 50_000)))
-            .collect();
-        let image = push(&server, "v1", &layers);
-        let current = Arc::clone(&aws.current);
-        server.script(move |request, reply| judged(request, reply, current.load(SeqCst)));
-        Self { server, image }
-    }
-
-    /// The image by the name of a registry of AWS.
-    fn image(&self, host: &str) -> String {
-        self.image.replace("127.0.0.1", host)
-    }
-}
 
 /// `hoist pull IMAGE --to …` on a host that finds AWS's names on loopback, with this environment and nothing else of
 /// AWS's in it.
@@ -388,122 +260,4 @@ async fn what_aws_refuses_is_told() {
     assert!(error.contains("AWS (ECR in eu-west-1)"), "{error}");
     assert!(error.contains("the role may not do ecr:GetAuthorizationToken"), "{error}");
     assert_no_secret(&error);
-}
-
-const PRESIGNED: &str = "presigned-s1gnature-of-s3";
-
-/// The way to AWS of a daemon whose every word is read afterwards: at trace level the crates of AWS tell what they sign.
-async fn pulled_at_trace(environment: &[(&'static str, &str)]) -> (Aws, String) {
-    let (aws, storage) = (Aws::start().await, FaultyRegistry::start().await);
-    let ecr = Ecr::start(&aws).await;
-    // ECR's layers come from S3.
-    let (current, elsewhere) = (Arc::clone(&aws.current), storage.host.clone());
-    storage.script(|request, _| match request.query.contains(PRESIGNED) {
-        true => Reply::new(200, noise("s3", 50_000)),
-        false => Reply::new(403, ""),
-    });
-    let moved = AtomicUsize::new(0);
-    ecr.server.script(move |request, reply| {
-        let reply = judged(request, reply, current.load(SeqCst));
-        // One of them, and other bytes than the layer's: the refusal is told as well.
-        let layer = reply.status == 200 && request.is_blob() && reply.body.len() > 10_000;
-        let moves = layer && moved.swap(1, SeqCst) == 0;
-        let to = format!(
-            "http://{elsewhere}/b?X-Amz-Security-Token={PRESIGNED}&X-Amz-Signature={PRESIGNED}"
-        );
-        if moves { Reply::new(307, "").with("Location", to) } else { reply }
-    });
-    let image = ecr.image(ECR);
-    let (host, _) = image.split_once('/').unwrap();
-    let (host, environment) = (host.to_owned(), aws.environment(environment));
-    let heard = blocking(move || {
-        let furnish = |home: &std::path::Path| {
-            let (name, _) = host.split_once(':').unwrap();
-            std::fs::write(home.join("hosts"), format!("127.0.0.1 localhost {name}\n")).unwrap();
-            std::fs::create_dir(home.join(&host)).unwrap();
-            let text = format!("server = \"http://{host}\"\n");
-            std::fs::write(home.join(&host).join("hosts.toml"), text).unwrap();
-        };
-        let none = serde_json::json!({});
-        let trace = "[log]\nlevel = \"trace\"";
-        let daemon = Daemon::start_where(trace, &none, environment, furnish);
-        let mut heard = String::new();
-        for _ in 0..2 {
-            let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &image]);
-            heard += &String::from_utf8_lossy(&output.stderr);
-        }
-        heard + &said(&daemon, 2)
-    })
-    .await;
-    assert!(storage.requests().iter().any(|request| request.query.contains(PRESIGNED)));
-    (aws, heard)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_of_aws_is_said_at_trace_level() {
-    if !can("secrets of AWS at trace level") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let web = dir.path().join("web-identity");
-    std::fs::write(&web, "a-web-identity").unwrap();
-    let web = web.display().to_string();
-    let off = ("AWS_EC2_METADATA_DISABLED", "true");
-    let cases: [&[(&'static str, &str)]; 4] = [
-        &[],
-        &[
-            ("AWS_ACCESS_KEY_ID", "AKIDENV"),
-            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
-            ("AWS_SESSION_TOKEN", SESSION),
-            off,
-        ],
-        &[
-            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "@AWS@/container"),
-            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "container-token"),
-            off,
-        ],
-        &[
-            ("AWS_WEB_IDENTITY_TOKEN_FILE", &web),
-            ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/r"),
-            off,
-        ],
-    ];
-    for environment in cases {
-        let (aws, heard) = pulled_at_trace(environment).await;
-        assert!(heard.contains(" TRACE "), "the log is at trace level");
-        let mut asked = aws.server.requests().into_iter();
-        let asked = asked.find(|request| request.header("x-amz-target").is_some());
-        let asked = asked.expect("ECR's API was asked");
-        assert_eq!(asked.header("x-amz-security-token"), Some(SESSION), "the session was used");
-        // A signed request can be sent again for some minutes, and what it asks for is a password.
-        let signature = asked.header("authorization").unwrap().split("Signature=").nth(1).unwrap();
-        let encoded = ["1", "2"].map(|n| BASE64_STANDARD.encode(format!("AWS:passw0rd-{n}")));
-        let secrets = [
-            SECRET_KEY,
-            SESSION,
-            "passw0rd",
-            "imds-token",
-            "container-token",
-            "a-web-identity",
-            PRESIGNED,
-            signature,
-            &encoded[0],
-            &encoded[1],
-        ];
-        let mut found: Vec<_> = secrets
-            .iter()
-            .flat_map(|secret| {
-                heard.lines().filter(move |l| l.contains(secret)).map(move |l| (secret, l))
-            })
-            // Who says it stands before the first ": ".
-            .map(|(secret, line)| {
-                format!(
-                    "{secret} by {}",
-                    line.rsplit_once("}: ").map_or(line, |(_, l)| &l[..l.len().min(80)])
-                )
-            })
-            .collect();
-        found.dedup();
-        assert!(found.is_empty(), "{environment:?}\n{}", found.join("\n"));
-    }
 }
