@@ -18,7 +18,7 @@ use base64::prelude::BASE64_STANDARD;
 use super::daemon::blocking;
 use super::faulty_registry::{Reply, Request};
 use super::harness::skipped;
-use aws::{Aws, Ecr, SECRET_KEY, SESSION, judged};
+use aws::{Aws, Ecr, SECRET_KEY, SESSION, answer, judged};
 
 const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 const PUBLIC: &str = "public.ecr.aws";
