@@ -8,4 +8,5 @@ pub mod processors;
 pub mod sha256;
 pub mod sockets;
 pub mod space;
+pub mod threads;
 pub mod xattrs;

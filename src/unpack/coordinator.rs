@@ -20,7 +20,7 @@ use super::{Options, Room, Summary, UnpackError, Whiteouts};
 use crate::archive::{Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
 use crate::budget::rate::RateLimit;
 use crate::sys::xattrs;
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{Blocked, Counting, LayerRecorder, Phase, Timing};
 
 /// Entries of one batch: enough to make a queue's lock cheap, few enough to share the work.
 const BATCH_ENTRIES: usize = 32;
@@ -101,7 +101,8 @@ pub fn unpack(
             .collect();
         let writers = writers.map_err(tree("starting writers for"))?;
         let directories = Directories::new(root, options.directory_handles, rules, current_umask());
-        let coordinator = Coordinator::new(&queue, directories, options, rules, recorder);
+        let blocked = Blocked::of(recorder);
+        let coordinator = Coordinator::new(&queue, directories, options, rules, &blocked);
         let result = coordinator.run(source);
         queue.abort();
         for writer in writers {
@@ -149,10 +150,11 @@ fn write(queue: &Queue<Job>, rules: Rules, bounds: (&RateLimit, &Room), recorder
     if own_umask {
         umask(Mode::empty());
     }
+    let blocked = Blocked::of(recorder);
     queue.work(|job| {
         let bytes = job.bytes();
-        super::wait_to_write(bounds, (bytes, bytes + job.space_beside()), recorder)?;
-        let _timing = recorder.time(Phase::Write);
+        super::wait_to_write(bounds, (bytes, bytes + job.space_beside()), &blocked)?;
+        let _busy = (recorder.time(Phase::Write), blocked.counting());
         match job {
             Job::Batch(items) => {
                 for mut item in items {
@@ -205,6 +207,7 @@ struct Coordinator<'a> {
     options: &'a Options,
     rules: Rules,
     recorder: &'a LayerRecorder,
+    blocked: &'a Blocked<'a>,
     batch: Vec<Item>,
     /// Where in the archive the batch begins.
     batch_begin: u64,
@@ -228,14 +231,15 @@ impl<'a> Coordinator<'a> {
         directories: Directories,
         options: &'a Options,
         rules: Rules,
-        recorder: &'a LayerRecorder,
+        blocked: &'a Blocked<'a>,
     ) -> Self {
         Self {
             queue,
             directories,
             options,
             rules,
-            recorder,
+            recorder: blocked.recorder(),
+            blocked,
             batch: Vec::with_capacity(BATCH_ENTRIES),
             batch_begin: 0,
             current: Current::None,
@@ -247,6 +251,11 @@ impl<'a> Coordinator<'a> {
             summary: Summary::default(),
             recount: false,
         }
+    }
+
+    /// For as long as this thread makes something itself.
+    fn writes(&self) -> (Timing<'a>, Counting<'a>) {
+        (self.recorder.time(Phase::Write), self.blocked.counting())
     }
 
     fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
@@ -286,7 +295,7 @@ impl<'a> Coordinator<'a> {
 
     fn finish(mut self) -> Result<Summary, UnpackError> {
         self.barrier()?;
-        let _timing = self.recorder.time(Phase::Write);
+        let _busy = self.writes();
         let (directories, bytes) = self.directories.finish()?;
         self.summary.inodes += directories;
         self.summary.bytes += bytes;
@@ -304,10 +313,10 @@ impl<'a> Coordinator<'a> {
     /// Waits until all before is made, hard links included.
     fn barrier(&mut self) -> Result<(), UnpackError> {
         self.flush()?;
-        self.queue.drain()?;
+        self.blocked.except(|| self.queue.drain())?;
         self.links_bytes = 0;
         while let Some(link) = self.links.pop_front() {
-            let _timing = self.recorder.time(Phase::Write);
+            let _busy = self.writes();
             self.make_link(&link)?;
         }
         Ok(())
@@ -388,7 +397,7 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(), UnpackError> {
         let path = parent.join(name.to_bytes());
         if entry.kind == Kind::Directory {
-            let _timing = self.recorder.time(Phase::Write);
+            let _busy = self.writes();
             let opaque = !self.directories.is_known(&path)
                 && self.make_way(&parent, &name, &path, &label)?;
             self.directories.put(&parent, &name, &attributes, &label)?;
@@ -456,7 +465,7 @@ impl<'a> Coordinator<'a> {
             self.flush()?;
             self.check_size(entry.stored)?;
             attributes.set_mode |= attributes.mode & self.directories.umask() != 0;
-            let _timing = self.recorder.time(Phase::Write);
+            let _busy = self.writes();
             let file = LargeFile::create(dir.as_fd(), &name, &entry, sparse, attributes)?;
             self.current = Current::Large(Arc::new(file));
             return Ok(());

@@ -29,7 +29,7 @@ use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{ArchiveError, Entry, Event, Kind, LayerPath, Parser, Place, Source, place};
 use crate::budget::{Budget, Permit};
 use crate::erofs::{self, BlockSize, Image, ImageError, NodeId};
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{Blocked, LayerRecorder, Phase};
 
 /// What names and metadata borrow from the budget at a time, in bytes: some 25,000 entries.
 const BORROWED_BYTES: u64 = 4 << 20;
@@ -76,6 +76,8 @@ pub fn unpack_image(
         gid: nix::unistd::getegid().as_raw(),
         whiteouts: options.whiteouts,
     };
+    let blocked = Blocked::of(recorder);
+    let _counting = blocked.counting();
     let root = erofs::Attributes::new(0o755, rules.uid, rules.gid, (label.seconds, 0));
     let image = Image::new(file, label.block, root).map_err(failed)?;
     let builder = Builder {
@@ -87,6 +89,7 @@ pub fn unpack_image(
         budget,
         borrowed: Vec::new(),
         recorder,
+        blocked: &blocked,
         current: None,
         parent: None,
         summary: Summary::default(),
@@ -109,6 +112,7 @@ struct Builder<'a> {
     budget: Option<&'a Budget>,
     borrowed: Vec<Permit>,
     recorder: &'a LayerRecorder,
+    blocked: &'a Blocked<'a>,
     current: Option<Current>,
     /// The directory of the entry before, as archives come in the order of their directories.
     parent: Option<(LayerPath, NodeId)>,
@@ -117,7 +121,9 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
-        let mut parser = Parser::new(|| source.next_bytes());
+        let blocked = self.blocked;
+        let mut next_bytes = || blocked.except(|| source.next_bytes());
+        let mut parser = Parser::new(&mut next_bytes);
         while let Some(event) = parser.next()? {
             self.options.check_bytes(parser.position())?;
             match event {
@@ -134,7 +140,7 @@ impl Builder<'_> {
         // What follows the archive is part of the layer's bytes, and of no file.
         let mut position = parser.position() + parser.unread() as u64;
         drop(parser);
-        while let Some(bytes) = source.next_bytes().map_err(ArchiveError::Source)? {
+        while let Some(bytes) = next_bytes().map_err(ArchiveError::Source)? {
             position += bytes.len() as u64;
             self.options.check_bytes(position)?;
         }
@@ -317,7 +323,7 @@ impl Builder<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), UnpackError> {
         let Some(current) = &mut self.current else { return Ok(()) };
         let (bounds, length) = ((&self.options.rate, &self.options.room), bytes.len() as u64);
-        super::wait_to_write(bounds, (length, length), self.recorder)?;
+        super::wait_to_write(bounds, (length, length), self.blocked)?;
         let _timing = self.recorder.time(Phase::Write);
         current.missing -= bytes.len() as u64;
         let last = current.missing == 0;
