@@ -18,11 +18,11 @@ use crate::budget::rate::RateLimit;
 use crate::config::{Config, MinFree, OnError};
 use crate::fetch::Fetcher;
 use crate::image::Platform;
-use crate::metrics::{Metrics, RateNow};
+use crate::metrics::{Known, Metrics, RateNow};
 use crate::otlp::Exporter;
 use crate::pull::trees::{HeldTree, TreeStore};
 use crate::pull::{self, Keeper, PullError, Puller};
-use crate::registry::{self, Keychain, Registry};
+use crate::registry::{self, Keychain, Registry, RegistryError};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
 use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
 use crate::unpack::{self, UnpackError};
@@ -55,7 +55,12 @@ impl Engine {
         traces: Option<Exporter>,
     ) -> Result<Self, DaemonError> {
         let metrics = Arc::new(Metrics::new(config.metrics.image_label));
-        metrics.known(&Phase::ALL.map(Phase::as_str), &Bottleneck::ALL.map(Bottleneck::as_str));
+        metrics.known(&Known {
+            phases: &Phase::ALL.map(Phase::as_str),
+            bottlenecks: &Bottleneck::ALL.map(Bottleneck::as_str),
+            kinds: &PullError::KINDS,
+            causes: &RegistryError::CAUSES,
+        });
         let budget = config.budget();
         let counted = Arc::clone(&metrics);
         let options = snapshots::Options {
