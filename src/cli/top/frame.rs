@@ -16,7 +16,7 @@ const BAR: usize = 20;
 const LAYERS_LEAST: usize = 3;
 
 /// What a line of a pull under way has beside the image's name: number and rates.
-const RUNNING_COLUMNS: usize = 36;
+const RUNNING_COLUMNS: usize = 37;
 
 /// What a line of an ended pull has beside the image's name: number, state, time, size, bottleneck.
 const ENDED_COLUMNS: usize = 60;
