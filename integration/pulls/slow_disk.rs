@@ -29,6 +29,13 @@ fn home() -> tempfile::TempDir {
     tempfile::tempdir_in(parent).unwrap()
 }
 
+/// device-mapper's tool, which makes the device's node itself where nobody else does.
+fn dmsetup() -> Command {
+    let mut dmsetup = Command::new("dmsetup");
+    dmsetup.env("DM_DISABLE_UDEV", "1");
+    dmsetup
+}
+
 impl SlowDisk {
     /// Mounts one; `None` where nothing can be mounted. Where the kernel has no group that could be limited, the disk has a
     /// reason instead of a limit, and is slow because each write waits for the machine's own disk.
@@ -84,7 +91,7 @@ impl SlowDisk {
         // Reads come at once; where writes go is named a second time, with their delay.
         let sectors = DISK_BYTES / 512;
         let table = format!("0 {sectors} delay {device} 0 0 {device} 0 {write_milliseconds}");
-        must(Command::new("dmsetup").args(["--noudevsync", "create", &name, "--table", &table]));
+        must(dmsetup().args(["create", &name, "--table", &table]));
         let path = format!("/dev/mapper/{name}");
         disk.delay = Some((name, device.to_owned()));
         // Its tables are written while nobody waits for them.
@@ -130,7 +137,7 @@ impl Drop for SlowDisk {
     fn drop(&mut self) {
         if let Some((name, device)) = &self.delay {
             let _ = Command::new("umount").arg("--quiet").arg(self.path()).status();
-            let _ = Command::new("dmsetup").args(["--noudevsync", "remove", name]).status();
+            let _ = dmsetup().args(["remove", name]).status();
             let _ = Command::new("losetup").args(["--detach", device]).status();
         }
         self.unmount();
