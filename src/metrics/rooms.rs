@@ -192,6 +192,8 @@ impl PullMetrics {
             self.bottlenecks.with_label_values(&[bottleneck]);
             self.bottleneck_seconds.with_label_values(&[bottleneck]);
         }
+        // An alert looks at its increase, which takes a value before the first.
+        self.errors.with_label_values(&["no_space"]);
         if let Some(image) = self.images.only() {
             self.seconds.with_label_values(&["done", image]);
         }
