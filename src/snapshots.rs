@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+mod caller;
 mod database;
 mod error;
 mod filter;

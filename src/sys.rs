@@ -4,6 +4,7 @@ pub mod clock;
 pub mod images;
 pub mod inflate;
 pub mod priority;
+pub mod process;
 pub mod processors;
 pub mod sha256;
 pub mod sockets;
