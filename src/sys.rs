@@ -1,6 +1,7 @@
 //! System calls and processor instructions, the only `unsafe`, on top of `nix`.
 
 pub mod clock;
+pub mod heap;
 pub mod images;
 pub mod inflate;
 pub mod priority;

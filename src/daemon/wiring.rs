@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 
 use super::error::DaemonError;
 use super::observe;
@@ -45,6 +46,8 @@ pub(super) struct Engine {
     on_error: OnError,
     /// What a kubelet passed.
     pub(super) keychain: Keychain,
+    /// Told when a pull has ended.
+    pub(super) pull_ended: Arc<Notify>,
 }
 
 impl Engine {
@@ -74,14 +77,17 @@ impl Engine {
             true => None,
             false => Some(fetcher(config, &budget, &metrics, &keychain)?),
         };
+        let pull_ended = Arc::new(Notify::new());
         let ended = {
             let (metrics, traces) = (Arc::clone(&metrics), traces.clone());
+            let pull_ended = Arc::clone(&pull_ended);
             move |report: &PullReport| {
                 observe::count(&metrics, report);
                 observe::log(report);
                 if let Some(traces) = &traces {
                     traces.send(report);
                 }
+                pull_ended.notify_one();
             }
         };
         let unpack = config.unpack_options();
@@ -102,6 +108,7 @@ impl Engine {
             min_free: config.limits.min_free,
             on_error,
             keychain,
+            pull_ended,
         })
     }
 
