@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use super::error::Error;
 use crate::sys::process::Process;
 
-/// The one caller. Clones do not share it.
+/// The one caller.
 #[derive(Debug, Default)]
 pub(super) struct Caller(Mutex<State>);
 

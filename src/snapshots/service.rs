@@ -55,6 +55,7 @@ impl Snapshots {
         let shell = Shell { snapshots: Arc::clone(&self), source, closing: closing.clone() };
         let on_call = self.options.on_call.clone();
         let caller = Arc::new(Caller::default());
+        #[allow(clippy::result_large_err, reason = "the older tonic takes its status as it is")]
         let admit = move |request: Request<()>| match caller.admit(process_of(&request)) {
             Ok(()) => Ok(request),
             Err(error) => Err(Status::from(error)),
