@@ -11,6 +11,8 @@ mod images;
 mod prefetch;
 #[path = "harness/skipped.rs"]
 mod skipped;
+#[path = "engine/speculation.rs"]
+mod speculation;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -20,7 +22,7 @@ use std::time::Duration;
 
 use faulty_registry::{FaultyRegistry, Reply, Request, eventually};
 use hoist::budget::Budget;
-use hoist::compression::{Pool, WINDOW_BYTES_MAX};
+use hoist::compression::{Pool, Speculation, WINDOW_BYTES_MAX};
 use hoist::fetch::{Fetcher, Limits};
 use hoist::image::{BlobDigest, DiffId, ImagePlan, Platform, Sha256};
 use hoist::pull::directory::DirectoryStore;
@@ -133,12 +135,27 @@ impl Engine {
         Self::connected(4, Duration::from_millis(500), budget_bytes, max_unpacked)
     }
 
+    /// Whose helpers guess at a single gzip member, or leave it alone.
+    fn guessing(speculation: Speculation) -> Self {
+        Self::of(4, Duration::from_millis(500), 96 << 20, 1 << 30, speculation)
+    }
+
     /// With so many connections, each of which may be silent for so long.
     fn connected(
         connections: usize,
         stall_timeout: Duration,
         budget_bytes: u64,
         max_unpacked: u64,
+    ) -> Self {
+        Self::of(connections, stall_timeout, budget_bytes, max_unpacked, Speculation::Auto)
+    }
+
+    fn of(
+        connections: usize,
+        stall_timeout: Duration,
+        budget_bytes: u64,
+        max_unpacked: u64,
+        speculation: Speculation,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(DirectoryStore::new(&directory.path().join("to")).unwrap());
@@ -166,6 +183,7 @@ impl Engine {
             decompression: Decompression {
                 pool: Some(pool.clone()),
                 window_bytes: (budget_bytes / 2).min(WINDOW_BYTES_MAX),
+                speculation,
             },
             unpack: unpack::Options {
                 writers: 2,

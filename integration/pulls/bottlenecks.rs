@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hoist::budget::Budget;
 use hoist::budget::rate::RateLimit;
+use hoist::compression::Speculation;
 use hoist::fetch::{Fetcher, Limits, OfRegistry, Restraints};
 use hoist::image::Platform;
 use hoist::pull::directory::DirectoryStore;
@@ -76,7 +77,11 @@ fn engine_within(
     let settings = Settings {
         layers_at_once,
         unpack: unpack::Options { writers: 2, rate, ..unpack::Options::default() },
-        decompression: Decompression { pool: None, window_bytes: ORDINARY_WINDOW_BYTES },
+        decompression: Decompression {
+            pool: None,
+            window_bytes: ORDINARY_WINDOW_BYTES,
+            speculation: Speculation::Off,
+        },
         platform: Platform::host(),
         keeper: None,
         on_end: Arc::new(|_| ()),

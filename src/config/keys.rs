@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::reader::{Document, Section};
 use super::{
     Backend, Cleanup, Config, ContentStore, Cri, Fetch, History, ImageLabel, IoClass, Limits, Log,
-    LogFormat, Metrics, MinFree, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync,
-    parse_duration, parse_size,
+    LogFormat, Metrics, MinFree, Mistake, OfRegistry, OnError, Priority, Pull, Registry,
+    Speculation, Sync, parse_duration, parse_size,
 };
 use crate::units::Rate;
 
@@ -78,6 +78,8 @@ fn together(config: &Config, root: &mut Section<'_, '_>) {
 
 fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
     let s = &mut section;
+    let speculation =
+        [("auto", Speculation::Auto), ("on", Speculation::On), ("off", Speculation::Off)];
     let limits = Limits {
         memory_budget_bytes: size(
             s,
@@ -89,6 +91,7 @@ fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
         layers_at_once: count(s, "layers_at_once", defaults.layers_at_once, 64),
         writers_per_layer: count(s, "writers_per_layer", defaults.writers_per_layer, 64),
         decompress_threads: count(s, "decompress_threads", defaults.decompress_threads, 64),
+        speculative_gzip: word(s, "speculative_gzip", defaults.speculative_gzip, &speculation),
         max_unpacked_bytes: size(s, "max_unpacked", defaults.max_unpacked_bytes, (MIB, 64 * TIB)),
         // Less would keep a writer waiting for seconds with its buffers.
         disk_bytes_per_second: rate(s, "disk_rate", defaults.disk_bytes_per_second, MIB),
