@@ -55,7 +55,7 @@ pub(super) use inflater::Inflater;
 pub enum Speculation {
     /// Never.
     Off,
-    /// Where [`IDLE_THREADS`] threads are idle and the stream is large.
+    /// Where four threads are idle and the stream is large, 32 MiB or more.
     #[default]
     Auto,
     /// Wherever there is a helper.

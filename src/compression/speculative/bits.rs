@@ -52,10 +52,7 @@ impl<'a> Bits<'a> {
                 self.part = std::mem::take(&mut self.next);
                 self.at = 0;
             }
-            let byte = match self.part.get(self.at) {
-                Some(byte) => *byte,
-                None => 0,
-            };
+            let byte = self.part.get(self.at).copied().unwrap_or(0);
             if self.at < self.part.len() {
                 self.at += 1;
             } else {

@@ -257,8 +257,10 @@ fn build(table: &mut [u32], first_bits: u32, lengths: &[u8], entry: fn(usize) ->
         places[usize::from(bits) + 1] += 1;
     }
     let none = places[1];
-    for bits in 1..places.len() {
-        places[bits] += places[bits - 1];
+    let mut before = 0;
+    for place in &mut places {
+        before += *place;
+        *place = before;
     }
     let mut ordered = [0_u16; 288];
     for (symbol, &bits) in lengths.iter().enumerate() {

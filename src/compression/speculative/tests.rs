@@ -88,16 +88,26 @@ fn text(len: usize) -> Vec<u8> {
     (0..len / 5).map(word).collect::<String>().into_bytes()
 }
 
+/// What does not compress: stored blocks.
+fn noise(len: usize) -> Vec<u8> {
+    let mut x = 1_u64;
+    let mut byte = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 32) as u8
+    };
+    (0..len).map(|_| byte()).collect()
+}
+
 #[test]
 fn parts_come_out_as_the_whole_has_them() {
     let mut inflater = Inflater::new();
     let words = text(400_000);
     // What is far behind is copied over and over: markers never end.
     let again = text(9_000).repeat(40);
-    let noise: Vec<u8> = (0..500_000_u64)
-        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29) >> 7) as u8)
-        .collect();
-    let mixed = [&noise[..100_000], &words[..300_000], &noise[..50_000], &again[..]].concat();
+    let noise = noise(500_000);
+    let mixed = [&noise[..200_000], &words[..300_000], &noise[..200_000]].concat();
     for (data, level, flush, size) in [
         (&words, 6, usize::MAX, 40_000),
         (&words, 3, usize::MAX, 40_000),
