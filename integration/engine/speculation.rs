@@ -37,7 +37,7 @@ async fn pulled(server: &FaultyRegistry, speculation: Speculation) -> (Vec<Strin
     let to = engine.directory.path().join("to");
     let files = ["a", "b/first", "b/second"].iter().map(|name| read(&to.join(name))).collect();
     drop((pulling, trees));
-    engine.is_clean(0).await;
+    eventually("the budget is free", || engine.budget.in_use() == 0).await;
     (files, helpers)
 }
 
@@ -70,7 +70,7 @@ async fn damage_is_told_as_ever() {
         let engine = Engine::guessing(speculation);
         let name = format!("{}/some/image:tag", server.host);
         let error = engine.puller.start(&name, None).unwrap().trees().await.unwrap_err();
-        told.push(error.to_string());
+        told.push(format!("{error:?}"));
         engine.is_clean(0).await;
     }
     assert!(told[0].contains("incorrect data check"), "{told:?}");
