@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::image::{ManifestError, Platform};
+use crate::image::{Compression, ManifestError, Platform};
 use crate::model::Model;
 use crate::units::Rate;
 
@@ -302,6 +302,16 @@ pub(super) enum Compress {
     None,
 }
 
+impl Compress {
+    pub(super) fn format(self) -> Compression {
+        match self {
+            Self::Zstd => Compression::Zstd,
+            Self::Gzip => Compression::Gzip,
+            Self::None => Compression::None,
+        }
+    }
+}
+
 /// Which equal files become hard links.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(super) enum Links {
@@ -403,6 +413,9 @@ pub(super) struct Calibrate {
     /// An image with a layer of at least 8 MiB, in the registry that will be pulled from
     #[arg(long, value_name = "IMAGE", group = "way")]
     pub(super) image: Option<String>,
+    /// The format of the layers that will be pulled, where it is not the image's: its bytes are compressed anew
+    #[arg(long = "as", value_name = "FORMAT", requires = "image")]
+    pub(super) pulled: Option<Compress>,
     /// From the pulls that the hoistd which runs here has recorded
     #[arg(long, group = "way")]
     pub(super) from_daemon: bool,
