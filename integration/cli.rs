@@ -157,9 +157,28 @@ async fn simulate_predicts_from_sizes_and_from_a_manifest() {
         assert!((seconds - bytes / 1e5).abs() < 1e-3, "{prediction}");
     }
 
+    // Each layer of an analysis with its own archive: 1 MB becomes 1 or 100, at 10 MB/s of them.
+    let analysis = home.path().join("app.json");
+    let layer =
+        |unpacked| serde_json::json!({ "size": 1e6, "archive_bytes": unpacked, "entries": 1 });
+    let found = serde_json::json!({ "image": "app:v1", "layers": [layer(1e6), layer(100e6)] });
+    std::fs::write(&analysis, found.to_string()).unwrap();
+    let rates = "[rates]\ndownload = \"1TB/s\"\nextract = \"1TB/s\"\nunpack = \"10MB/s\"\n";
+    std::fs::write(&profile, format!("name = \"slow\"\n{rates}")).unwrap();
+    let (analysis, profile) = (analysis.to_str().unwrap(), profile.to_str().unwrap());
+    let told = ["simulate", "--analysis", analysis, "--json", "--profile", profile];
+    let (code, out, err) = run(home.path(), &told).await;
+    assert_eq!(code, 0, "{err}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["subject"], "app:v1");
+    let seconds = json["predictions"][0]["seconds"].as_f64().unwrap();
+    assert!((seconds - 10.1).abs() < 1e-3, "{json}");
+
     // What is wrong is told before anything is asked or drawn.
     for wrong in [
         vec!["simulate"],
+        vec!["simulate", "--analysis", "/nonexistent"],
+        vec!["simulate", "--analysis", profile],
         vec!["simulate", "--layer-sizes", "5"],
         with(&["--download", "0MB/s"]),
         with(&["--model", "docker"]),

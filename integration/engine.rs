@@ -19,6 +19,8 @@ mod prefetch;
 mod rig;
 #[path = "harness/skipped.rs"]
 mod skipped;
+#[path = "engine/speculation.rs"]
+mod speculation;
 
 use std::path::Path;
 use std::sync::Arc;

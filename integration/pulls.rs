@@ -32,6 +32,8 @@ mod pages;
 mod secrets;
 #[path = "pulls/slow_disk.rs"]
 mod slow_disk;
+#[path = "pulls/snapshotter.rs"]
+mod snapshotter;
 #[path = "pulls/terminal.rs"]
 mod terminal;
 #[path = "pulls/traces.rs"]

@@ -6,12 +6,14 @@
 //! what it concludes, pure; [`serve`] is that registry, and [`shelf`] what it has). What a link is follows
 //! in the last two from the same question: how fast were so many connections ([`link`])?
 
+mod costs;
 pub mod experiment;
 pub mod host;
 pub mod link;
 pub mod recorded;
 pub mod serve;
 pub mod shelf;
+mod written;
 
 pub use host::{CalibrateError, Probe, calibrate};
 

@@ -12,6 +12,10 @@
 //! cannot be cut, the stream goes on serially. What comes out is the same in all cases, errors
 //! included, because whatever does not decode by itself is left to the serial decoder.
 //!
+//! A single gzip member, which most layers are, cannot be cut, but guessed at where threads are idle
+//! ([`speculative`]): helpers inflate from where blocks seem to begin, and what they made counts where
+//! the serial decoder comes to just there.
+//!
 //! What counts as a whole stream is what containerd's own decoders take for one. gzip: any number
 //! of members, none included, so that a layer of 0 bytes is an empty layer; anything else behind a
 //! member is an error, zero padding too. zstd: any number of frames, skippable frames are passed
@@ -38,14 +42,18 @@ mod members;
 mod memory;
 mod pool;
 pub mod seek_table;
+mod speculative;
 mod zstandard;
 
 use ahead::Ahead;
 use cut::{Cut, Cutter, Sizes};
 use gzip::Gzip;
 use input::{Input, Supply};
+use pool::Entered;
 use pool::OnHelp;
 pub use pool::Pool;
+pub use speculative::Speculation;
+use speculative::Speculative;
 use zstandard::Zstd;
 
 /// The largest zstd window that is decoded, in bytes: the reference decoder's own limit, and what
@@ -149,6 +157,10 @@ pub struct Resources {
     pub window_bytes: u64,
     /// Who helps with a stream of several members or frames.
     pub pool: Option<Pool>,
+    /// When the pool helps with a single gzip member too.
+    pub speculation: Speculation,
+    /// All compressed bytes that will come, as far as that is known.
+    pub compressed_bytes: u64,
     /// Told from when to when a helper has worked for this stream.
     pub on_help: Option<OnHelp>,
 }
@@ -156,7 +168,13 @@ pub struct Resources {
 impl Resources {
     /// One thread, and any window that the format may have.
     pub fn serial() -> Self {
-        Self { window_bytes: WINDOW_BYTES_MAX, pool: None, on_help: None }
+        Self {
+            window_bytes: WINDOW_BYTES_MAX,
+            pool: None,
+            speculation: Speculation::Off,
+            compressed_bytes: 0,
+            on_help: None,
+        }
     }
 }
 
@@ -197,6 +215,8 @@ pub struct Decoder {
     ahead: Option<Ahead>,
     /// Whether `ahead` is at work, and not `serial`.
     runs_ahead: bool,
+    speculative: Option<Speculative>,
+    _entered: Option<Entered>,
 }
 
 enum Serial {
@@ -214,18 +234,22 @@ pub fn decoder(
     input: Box<dyn Pieces + Send>,
     resources: Resources,
 ) -> Result<Decoder, CompressionError> {
-    let Resources { window_bytes, pool, on_help } = resources;
+    let Resources { window_bytes, pool, speculation, compressed_bytes, on_help } = resources;
+    let pool = pool.filter(|pool| pool.helpers() > 0);
+    let entered = pool.as_ref().map(Pool::enter);
     let input = Input::new(input);
-    let ahead = |format| {
-        let pool = pool.filter(|pool| pool.helpers() > 0)?;
-        Some(Ahead::new(format, pool, on_help))
-    };
+    let ahead = |format| Some(Ahead::new(format, pool.clone()?, on_help.clone()));
     let (serial, ahead) = match compression {
         Compression::None => (Serial::Stored, None),
         Compression::Gzip => (Serial::Gzip(Box::new(Gzip::new())), ahead(Format::Gzip)),
         Compression::Zstd => (Serial::Zstd(Zstd::new(&input, window_bytes)?), ahead(Format::Zstd)),
     };
-    Ok(Decoder { input, serial, unit: 0, ahead, runs_ahead: false })
+    let guesses = compression == Compression::Gzip && speculation != Speculation::Off;
+    let speculative = pool
+        .filter(|_| guesses)
+        .map(|pool| Speculative::new(speculation, compressed_bytes, pool, on_help));
+    let (unit, runs_ahead) = (0, false);
+    Ok(Decoder { input, serial, unit, ahead, runs_ahead, speculative, _entered: entered })
 }
 
 /// A part of a stream that is decoded apart from the others.
@@ -278,7 +302,16 @@ impl Decoder {
                 }
                 self.runs_ahead = false;
             }
-            let count = self.serial.read(&mut self.input, &mut out[filled..])?;
+            // A member that is guessed at is handed on as it comes, since what comes next may be a
+            // piece; nothing was filled before.
+            let (count, guessed) = match self.guess(&mut out[filled..])? {
+                Some(Decoded::Piece(piece)) => {
+                    self.unit += piece.len() as u64;
+                    return Ok(Decoded::Piece(piece));
+                }
+                Some(Decoded::Filled(count)) => (count, true),
+                _ => (self.serial.read(&mut self.input, &mut out[filled..])?, false),
+            };
             filled += count;
             self.unit += count as u64;
             if self.serial.between() {
@@ -287,8 +320,21 @@ impl Decoder {
                 }
                 self.end_of_unit();
             }
+            if guessed {
+                break;
+            }
         }
         Ok(if filled > 0 { Decoded::Filled(filled) } else { Decoded::End })
+    }
+
+    /// The next bytes where several threads guess at them; `None` where they do not.
+    fn guess(&mut self, out: &mut [u8]) -> Result<Option<Decoded>, CompressionError> {
+        match (&mut self.speculative, &mut self.serial) {
+            (Some(speculative), Serial::Gzip(gzip)) if !gzip.between() => {
+                speculative.read(gzip, &mut self.input, out)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// A member or frame has ended and another follows.
@@ -305,7 +351,9 @@ impl Decoder {
     /// How long [`read`](Self::read) has waited for helpers since the last call: time in which this
     /// thread did not decode.
     pub fn take_waited(&mut self) -> Duration {
-        self.ahead.as_mut().map_or(Duration::ZERO, Ahead::take_waited)
+        let ahead = self.ahead.as_mut().map_or(Duration::ZERO, Ahead::take_waited);
+        let guessing = self.speculative.as_mut();
+        ahead + guessing.map_or(Duration::ZERO, Speculative::take_waited)
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Limits {
     /// Threads that decompress a layer of several members or frames; all but one are shared by all
     /// layers.
     pub decompress_threads: usize,
+    /// When they decompress a layer of a single gzip member too.
+    pub speculative_gzip: Speculation,
     /// The most that one layer may unpack to, in bytes.
     pub max_unpacked_bytes: u64,
     /// What all pulls together may write in a second; `None`: as much as the disk takes.
@@ -126,6 +128,7 @@ pub struct Limits {
     pub writers: Priority,
 }
 
+pub use crate::compression::Speculation;
 pub use crate::unpack::MinFree;
 
 pub use crate::sys::priority::{IoClass, Priority};
@@ -301,6 +304,7 @@ impl Config {
                 layers_at_once: cores + 1,
                 writers_per_layer: cores.min(8),
                 decompress_threads: cores,
+                speculative_gzip: Speculation::Auto,
                 max_unpacked_bytes: 128 << 30,
                 disk_bytes_per_second: None,
                 min_free: MinFree::Auto,

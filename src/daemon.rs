@@ -26,6 +26,7 @@ mod page;
 mod prefetch;
 mod progress;
 mod reload;
+mod rest;
 mod signals;
 mod sockets;
 mod wiring;

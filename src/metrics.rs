@@ -41,6 +41,19 @@ pub struct Metrics {
     pub store: StoreMetrics,
 }
 
+/// The values of labels whose rooms are above this one.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// Of a layer.
+    pub phases: &'a [&'a str],
+    /// What can hold a pull up.
+    pub bottlenecks: &'a [&'a str],
+    /// Of errors.
+    pub kinds: &'a [&'a str],
+    /// Of requests that are made again.
+    pub causes: &'a [&'a str],
+}
+
 impl Metrics {
     /// All metrics, at zero, for a daemon of this version.
     pub fn new(image_label: ImageLabel) -> Self {
@@ -61,9 +74,10 @@ impl Metrics {
     }
 
     /// Shows these at zero from the start: a rate sees a first event only where there was a zero before.
-    pub fn known(&self, phases: &[&str], bottlenecks: &[&str]) {
-        self.pulls.known(phases, bottlenecks);
-        self.layers.known(phases);
+    pub fn known(&self, known: &Known<'_>) {
+        self.pulls.known(known);
+        self.layers.known(known.phases);
+        self.requests.known(known.causes);
     }
 
     /// The media type of [`Metrics::text`].

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
+mod caller;
 mod database;
 mod error;
 mod filter;

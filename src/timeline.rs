@@ -18,6 +18,7 @@
 //! ```
 
 mod advice;
+mod blocked;
 pub mod figures;
 mod history;
 mod judge;
@@ -34,6 +35,7 @@ mod tests;
 pub mod trace;
 pub mod waterfall;
 
+pub use blocked::{Blocked, Counting};
 pub use history::{History, Keep};
 pub use judge::{Bottleneck, Judgement, judge};
 pub use recorder::{Bounds, LayerRecorder, PullRecorder, Timing};
@@ -64,11 +66,13 @@ pub enum Stall {
     Archive,
     /// Its writers: for the limit on bytes a second that was set.
     DiskRate,
+    /// The unpacker and its writers: for the disk, inside system calls.
+    Disk,
 }
 
 impl Stall {
     /// All of them, in the order of a byte's way.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Admission,
         Self::Memory,
         Self::Connection,
@@ -77,6 +81,7 @@ impl Stall {
         Self::Hash,
         Self::Archive,
         Self::DiskRate,
+        Self::Disk,
     ];
 }
 

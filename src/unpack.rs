@@ -31,7 +31,7 @@ use crate::budget::rate::RateLimit;
 use crate::erofs::ImageError;
 use crate::sys::priority::Priority;
 use crate::sys::space::is_full;
-use crate::timeline::{LayerRecorder, Limit, Phase, Stall};
+use crate::timeline::{Blocked, Limit, Phase, Stall};
 
 mod coordinator;
 mod directories;
@@ -116,12 +116,13 @@ impl Default for Options {
 fn wait_to_write(
     (rate, room): (&RateLimit, &Room),
     (bytes, space): (u64, u64),
-    recorder: &LayerRecorder,
+    blocked: &Blocked<'_>,
 ) -> Result<(), NoRoom> {
+    let recorder = blocked.recorder();
     room.write(space, recorder.counted(Phase::Write))?;
     let Some(turn) = rate.take(bytes) else { return Ok(()) };
     let from = std::time::Instant::now();
-    turn.block();
+    blocked.except(|| turn.block());
     recorder.stalled(Stall::DiskRate, from);
     recorder.limited(&Limit {
         stall: Stall::DiskRate,

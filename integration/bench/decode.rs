@@ -1,7 +1,8 @@
 //! decode FILE… : how fast layers are decompressed, by one thread and by several.
 //!
-//!     cargo run --release --example decode -- [--threads 1,2,4] [--rounds 5] [--budget-mib 168] FILE…
+//!     cargo run --release --example decode -- [--threads 1,2,4] [--rounds 5] [--budget-mib 168] [--guess] FILE…
 //!
+//! With --guess the threads decode a single gzip member together, by guessing where its blocks begin.
 //! The format is told by a file's first bytes. Each file is read into memory first and handed over in pieces of
 //! 256 KiB, as they come from a registry; what comes out is counted and dropped. Medians; MB are 10^6 bytes of
 //! uncompressed output.
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hoist::budget::Budget;
-use hoist::compression::{CompressionError, Decoded, Pool, Resources, decoder};
+use hoist::compression::{CompressionError, Decoded, Pool, Resources, Speculation, decoder};
 use hoist::image::Compression;
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -24,12 +25,18 @@ struct Options {
     threads: Vec<usize>,
     rounds: usize,
     budget_bytes: u64,
+    speculation: Speculation,
     files: Vec<String>,
 }
 
 fn options() -> Option<Options> {
-    let mut options =
-        Options { threads: vec![1, 2], rounds: 5, budget_bytes: 168 << 20, files: Vec::new() };
+    let mut options = Options {
+        threads: vec![1, 2],
+        rounds: 5,
+        budget_bytes: 168 << 20,
+        speculation: Speculation::Off,
+        files: Vec::new(),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -39,6 +46,7 @@ fn options() -> Option<Options> {
             }
             "--rounds" => options.rounds = arguments.next()?.parse().ok().filter(|&n| n > 0)?,
             "--budget-mib" => options.budget_bytes = arguments.next()?.parse::<u64>().ok()? << 20,
+            "--guess" => options.speculation = Speculation::On,
             _ => options.files.push(argument),
         }
     }
@@ -47,7 +55,9 @@ fn options() -> Option<Options> {
 
 fn main() -> ExitCode {
     let Some(options) = options() else {
-        eprintln!("usage: decode [--threads 1,2,4] [--rounds 5] [--budget-mib 168] FILE…");
+        eprintln!(
+            "usage: decode [--threads 1,2,4] [--rounds 5] [--budget-mib 168] [--guess] FILE…"
+        );
         return ExitCode::FAILURE;
     };
     println!("| file | threads | MB/s | wall s | CPU s |\n|---|---|---|---|---|");
@@ -75,7 +85,7 @@ fn measure(file: &str, options: &Options) -> Result<(), Box<dyn std::error::Erro
         let mut bytes = 0;
         for _ in 0..options.rounds {
             let (from, cpu) = (Instant::now(), cpu_seconds());
-            bytes = decode(&data, compression, &pool)?;
+            bytes = decode(&data, compression, &pool, options.speculation)?;
             rounds.push((from.elapsed().as_secs_f64(), cpu_seconds() - cpu));
         }
         rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -86,13 +96,18 @@ fn measure(file: &str, options: &Options) -> Result<(), Box<dyn std::error::Erro
     Ok(())
 }
 
-fn decode(data: &Bytes, compression: Compression, pool: &Pool) -> Result<u64, CompressionError> {
+fn decode(
+    data: &Bytes,
+    compression: Compression,
+    pool: &Pool,
+    speculation: Speculation,
+) -> Result<u64, CompressionError> {
     let mut rest = data.clone();
     let pieces = move || {
         let size = rest.len().min(PIECE_BYTES);
         Ok((size > 0).then(|| rest.split_to(size)))
     };
-    let resources = Resources { pool: Some(pool.clone()), ..Resources::serial() };
+    let resources = Resources { pool: Some(pool.clone()), speculation, ..Resources::serial() };
     let mut decoder = decoder(compression, Box::new(pieces), resources)?;
     let (mut buffer, mut bytes) = (vec![0; BUFFER_BYTES], 0);
     loop {

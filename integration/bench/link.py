@@ -2,7 +2,8 @@
 
 Plain is docker-registry. Shaped is a network namespace of its own whose loopback device passes 500 MB/s in all (TBF; this
 machine's kernels have no netem), in which nginx sends the very files of the registry's storage at 80 MB/s a request, the
-first byte after 30 ms. Documents still come from docker-registry, behind that nginx. Everything that pulls is started
+first byte after 30 ms. Other rates are named by their megabytes a second: "80:500" is the shaped one, "100" has 100 in all
+and no limit of a connection. Documents still come from docker-registry, behind that nginx. Everything that pulls is started
 inside of the namespace; nothing leaves the machine, and the namespace is gone at the end.
 """
 
@@ -18,18 +19,35 @@ import sys
 
 from machine import Daemons, Group, run, until, write
 
-BYTES_PER_SECOND = {"plain": None, "shaped": 500_000_000}
-CONNECTION_BYTES_PER_SECOND = 80_000_000
+USUAL = ["plain", "shaped"]
 FIRST_BYTE_SECONDS = 0.030
-DESCRIPTIONS = {
-    "plain": "docker-registry on loopback",
-    "shaped": "80 MB/s per connection, 500 MB/s in all, 30 ms to the first byte",
-}
 # What nginx sends before it rests: 10 ms at the rate of a connection, as its clock counts milliseconds.
-PIECE_BYTES = CONNECTION_BYTES_PER_SECOND // 100
+PIECES_PER_SECOND = 100
+# A probe of a link takes so many bytes of a connection: half a second of the shaped one.
+PROBED_BYTES = 40_000_000
 
 # Of an image: bytes of its blobs and of its archives, the blobs' files in the registry's storage, layers.
 Image = collections.namedtuple("Image", "name compressed unpacked blobs layers")
+
+
+def rates_of(name):
+    """Bytes a second that a link gives to one connection and in all; `None` where nothing limits."""
+    if name == "plain":
+        return None, None
+    each, _, whole = ("80:500" if name == "shaped" else name).rpartition(":")
+    try:
+        return (int(each) * 1_000_000 if each else None), int(whole) * 1_000_000
+    except ValueError:
+        sys.exit(f"bench: {name!r} is no link: plain, shaped, MB/s in all, or MB/s per connection:MB/s in all, as 80:500")
+
+
+def description(name):
+    """What a link is, for a heading."""
+    each, whole = rates_of(name)
+    if not whole:
+        return "docker-registry on loopback"
+    parts = [f"{each // 1_000_000} MB/s per connection"] if each else []
+    return ", ".join([*parts, f"{whole // 1_000_000} MB/s in all", f"{FIRST_BYTE_SECONDS * 1e3:.0f} ms to the first byte"])
 
 
 def free_ports(count):
@@ -50,7 +68,8 @@ class Link:
         self.storage = os.path.join(bench.bed, "registry")
         self.hosts = os.path.join(bench.out, "certs.d")
         self.daemons, self.group = Daemons(), Group("registry")
-        self.namespace = f"hoist-bench-{os.getpid()}" if name == "shaped" else None
+        self.each, self.whole = rates_of(name)
+        self.namespace = f"hoist-bench-{os.getpid()}" if self.whole else None
 
     def inside(self, command):
         """A command that sees the link."""
@@ -84,8 +103,7 @@ class Link:
     def probe(self, image):
         """What one connection gives, and what twelve give together: a row."""
         blob = max(image.blobs, key=os.path.getsize)
-        # Half a second of one connection.
-        size = min(os.path.getsize(blob), CONNECTION_BYTES_PER_SECOND // 2)
+        size = min(os.path.getsize(blob), PROBED_BYTES)
         url = f"http://{self.address}/v2/{image.name.split(':')[0]}/blobs/sha256:{os.path.basename(os.path.dirname(blob))}"
         program = os.path.join(os.path.dirname(os.path.realpath(__file__)), "probe.py")
         ask = lambda count: run(*self.inside([sys.executable, program, url, str(size), str(count)]), capture_output=True).stdout
@@ -104,7 +122,7 @@ class Link:
                 run("ip", "netns", "delete", os.path.basename(path))
         run("ip", "netns", "add", self.namespace)
         run(*self.inside(["ip", "link", "set", "lo", "up"]))
-        rate = f"{BYTES_PER_SECOND['shaped'] * 8 // 1_000_000}mbit"
+        rate = f"{self.whole * 8 // 1_000_000}mbit"
         # The burst has to hold what the device takes in one go; at 500 MB/s 2 MB are 4 ms.
         shape = ["tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", rate, "burst", "2mb", "latency", "100ms"]
         run(*self.inside(shape))
@@ -127,6 +145,7 @@ class Link:
         os.makedirs(home, exist_ok=True)
         modules = os.path.join(self.bench.bed, "nginx", "root", "usr", "lib", "nginx", "modules")
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        limit = f"limit_rate {self.each}; sendfile_max_chunk {self.each // PIECES_PER_SECOND};" if self.each else ""
         temporary = "".join(f"{kind}_temp_path {home}/temporary; " for kind in kinds)
         write(
             f"{home}/nginx.conf",
@@ -146,7 +165,7 @@ http {{
     }}
     location @blob {{
       root {self.storage}; try_files $blob =404;
-      limit_rate {CONNECTION_BYTES_PER_SECOND}; sendfile_max_chunk {PIECE_BYTES};
+      {limit}
     }}
     location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_set_header Host $http_host; }}
   }}

@@ -3,7 +3,7 @@
 import collections
 import statistics
 
-from link import BYTES_PER_SECOND, DESCRIPTIONS
+from link import description, rates_of
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 # Of a pull with hoist, at most: (wall, CPU seconds) as shares of other ways', wall as a multiple of the floor. A way named
@@ -136,7 +136,7 @@ def goals_of(results, link, image, way):
     yield "peak MiB", memory / 2**20, MEMORY_BYTES_MOST / 2**20
     written = results.pull(link, image, way, "written") / max(1, results.pull(link, image, way, "occupied"))
     yield "written / occupied", written, WRITTEN_MOST
-    rate, floor = BYTES_PER_SECOND[link], results.floor(link, image)
+    rate, floor = rates_of(link)[1], results.floor(link, image)
     # Only where the link is what limits: else its time says nothing.
     if rate and floor and floor["limit"] == "network":
         least = floor["works"]["compressed"] / rate
@@ -180,7 +180,7 @@ def markdown(rows):
         "the CPU seconds of all four works over the cores, writing the files alone from memory; the lowest of n.",
     ]
     for link in results.links:
-        lines += ["", f"### {link.capitalize()} link: {DESCRIPTIONS[link]}"]
+        lines += ["", f"### {link.capitalize()} link: {description(link)}"]
         if link in results.probes:
             probe = results.probes[link]
             one, twelve = (f"{probe[count]['rate'] / 1e6:.0f} MB/s" for count in ("one", "twelve"))

@@ -102,7 +102,7 @@ async fn mistakes_are_told_with_their_way_out() {
         (&["pull", &image, "--to", "/proc/x"], 1, &["cannot pull into /proc/x: "]),
         (&["inspect", &https], 2, &["without https://", "registry.example/repository:tag"]),
         (&["inspect", "127.0.0.1:1/x:y"], 5, &["refused", "hoist doctor --image"]),
-        (&["simulate"], 2, &["<IMAGE|--layer-sizes <SIZE,…>>"]),
+        (&["simulate"], 2, &["<IMAGE|--layer-sizes <SIZE,…>|--analysis <FILE>>"]),
         (&convert(&["--layers", "0"]), 2, &["1..=127"]),
         (&convert(&["--layers", "128"]), 2, &["1..=127"]),
         (&convert(&["--level", "23"]), 2, &["zstd has no level 23: its levels are 1 to 22"]),

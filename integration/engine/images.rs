@@ -1,6 +1,7 @@
 //! Layers that become EROFS images, and the one that cannot.
 
 use hoist::budget::Budget;
+use hoist::compression::Speculation;
 use hoist::fetch::{Fetcher, Limits};
 use hoist::image::Platform;
 use hoist::pull::trees::TreeStore;
@@ -21,7 +22,11 @@ fn puller(store: Arc<dyn TreeStore>, budget: &Budget) -> Puller {
     let limits = Limits { chunk_bytes: 64 << 10, per_image: 4, per_host: 4, global: 4 };
     let settings = Settings {
         layers_at_once: 3,
-        decompression: Decompression { pool: None, window_bytes: 8 << 20 },
+        decompression: Decompression {
+            pool: None,
+            window_bytes: 8 << 20,
+            speculation: Speculation::Off,
+        },
         unpack: unpack::Options {
             writers: 2,
             image_tree_bytes: IMAGE_TREE_BYTES,

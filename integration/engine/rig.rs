@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hoist::budget::Budget;
-use hoist::compression::{Pool, WINDOW_BYTES_MAX};
+use hoist::budget::rate::RateLimit;
+use hoist::compression::{Pool, Speculation, WINDOW_BYTES_MAX};
 use hoist::fetch::{Fetcher, Limits};
 use hoist::image::{ImagePlan, Platform};
 use hoist::pull::directory::DirectoryStore;
@@ -36,12 +37,29 @@ impl Engine {
         Self::connected(4, Duration::from_millis(500), budget_bytes, max_unpacked)
     }
 
+    /// Whose helpers guess at a single gzip member, or leave it alone. Its writers are slow, so that the
+    /// bytes for helpers to begin with have come before the decoder needs them.
+    pub(super) fn guessing(speculation: Speculation) -> Self {
+        let slow = RateLimit::new(Some(16_000_000));
+        Self::of(4, Duration::from_millis(500), 96 << 20, 1 << 30, (speculation, slow))
+    }
+
     /// With so many connections, each of which may be silent for so long.
     pub(super) fn connected(
         connections: usize,
         stall_timeout: Duration,
         budget_bytes: u64,
         max_unpacked: u64,
+    ) -> Self {
+        Self::of(connections, stall_timeout, budget_bytes, max_unpacked, Default::default())
+    }
+
+    fn of(
+        connections: usize,
+        stall_timeout: Duration,
+        budget_bytes: u64,
+        max_unpacked: u64,
+        (speculation, rate): (Speculation, RateLimit),
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(DirectoryStore::new(&directory.path().join("to")).unwrap());
@@ -69,10 +87,12 @@ impl Engine {
             decompression: Decompression {
                 pool: Some(pool.clone()),
                 window_bytes: (budget_bytes / 2).min(WINDOW_BYTES_MAX),
+                speculation,
             },
             unpack: unpack::Options {
                 writers: 2,
                 max_bytes: max_unpacked,
+                rate,
                 ..unpack::Options::default()
             },
             platform: Platform::host(),

@@ -103,6 +103,14 @@ impl Hoistd {
         true
     }
 
+    /// Tells images apart in metrics, and restarts it (kill -9).
+    pub(crate) fn set_image_label(&mut self, label: &str) {
+        let text = std::fs::read_to_string(self.config()).expect("it was written at the start");
+        let line = format!("[metrics]\nimage_label = \"{label}\"\n");
+        std::fs::write(self.config(), text.replace("[metrics]\n", &line)).expect("it is writable");
+        self.crash_and_restart();
+    }
+
     /// kill -9.
     pub(crate) fn crash(&mut self) {
         self.daemon.crash();

@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use hoist::image::Sha256;
+
+use super::daemon::blocking;
+use super::faulty_registry::{FaultyRegistry, Reply};
 use super::harness::process::Daemon;
-use super::harness::{Generation, House, free_port, must, prepare, skipped};
+use super::harness::{Generation, Hoistd, House, free_port, must, prepare, skipped};
+use super::images::{Layer, noise, push};
+use super::snapshotter;
 
 fn config(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file)
@@ -63,36 +69,74 @@ impl Prometheus {
         Self { _daemon: daemon, address }
     }
 
-    /// What an expression gives now: its samples' values, or why it cannot be asked.
-    fn query(&self, expression: &str) -> Result<Vec<String>, String> {
-        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let body = get(self.address, &format!("/api/v1/query?query={encoded}")).unwrap();
+    fn ask(&self, path: &str) -> Result<serde_json::Value, String> {
+        let body = get(self.address, path).unwrap();
         let answer: serde_json::Value =
             serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
-        let Some(samples) = answer["data"]["result"].as_array() else { return Err(body) };
-        Ok(samples.iter().map(|sample| sample["value"][1].as_str().unwrap().to_owned()).collect())
+        if answer["status"] == "success" { Ok(answer["data"].clone()) } else { Err(body) }
     }
 
-    /// Waits until an expression gives something that is a number.
-    fn eventually(&self, expression: &str) -> Result<(), String> {
+    /// What an expression gives now, or why it cannot be asked.
+    fn query(&self, expression: &str) -> Result<Vec<Sample>, String> {
+        let answer = self.ask(&format!("/api/v1/query?query={}", encoded(expression)))?;
+        let samples = answer["result"].as_array().ok_or("no vector")?;
+        Ok(samples.iter().map(Sample::of).collect())
+    }
+
+    /// Waits until an expression gives something that is a number, with these labels.
+    fn eventually(&self, expression: &str, labels: &[&str]) -> Result<(), String> {
         let began = Instant::now();
         loop {
-            let values = self.query(expression)?;
-            if values.iter().any(|value| value != "NaN") {
+            let samples = self.query(expression)?;
+            let has = |sample: &Sample, label: &&str| sample.labels[*label].is_string();
+            // A quantile is a number only for an image that was pulled once more after a scrape; no two
+            // images of one repository differ here.
+            let may_be_nan = expression.contains("pull_seconds");
+            let counts = |s: &Sample| may_be_nan || s.value != "NaN";
+            if samples.iter().any(|s| counts(s) && labels.iter().all(|l| has(s, l))) {
                 return Ok(());
             }
             if began.elapsed() > Duration::from_secs(45) {
-                return Err(format!("no value but {values:?}"));
+                return Err(format!("{expression} has no value with {labels:?} but {samples:?}"));
             }
             std::thread::sleep(Duration::from_millis(300));
         }
     }
 }
 
-/// The expressions of all panels, with the dashboard's variables filled in.
-fn panels() -> Vec<(String, String)> {
+/// One series' value.
+#[derive(Debug)]
+struct Sample {
+    labels: serde_json::Value,
+    value: String,
+}
+
+impl Sample {
+    fn of(sample: &serde_json::Value) -> Self {
+        let value = sample["value"][1].as_str().unwrap().to_owned();
+        Self { labels: sample["metric"].clone(), value }
+    }
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+fn dashboard() -> serde_json::Value {
     let text = std::fs::read_to_string(config("grafana/hoist.json")).unwrap();
-    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A query of a panel.
+struct Target {
+    title: String,
+    expression: String,
+    /// The labels that the legend shows.
+    labels: Vec<String>,
+}
+
+/// The queries of all panels, with the dashboard's variables filled in.
+fn targets(dashboard: &serde_json::Value) -> Vec<Target> {
     let mut found = Vec::new();
     let mut ids = std::collections::HashSet::new();
     for panel in dashboard["panels"].as_array().unwrap() {
@@ -105,7 +149,13 @@ fn panels() -> Vec<(String, String)> {
             let expression = target["expr"].as_str().unwrap();
             let filled = expression.replace("$instance", ".*").replace("$__rate_interval", "5m");
             assert!(!filled.contains('$'), "{title}: {filled}");
-            found.push((title.to_owned(), filled));
+            // A zero where there is nothing hides that there is nothing.
+            let filled = filled.trim_end_matches(" or vector(0)").to_owned();
+            let legend = target["legendFormat"].as_str().unwrap();
+            assert!(!legend.is_empty() && legend != "__auto", "{title} has a line without a name");
+            let labels = legend.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap());
+            let labels = labels.map(|label| label.trim().to_owned()).collect();
+            found.push(Target { title: title.to_owned(), expression: filled, labels });
         }
     }
     found
@@ -116,7 +166,57 @@ fn expressions(file: &str) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(config(file)).unwrap();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let names = lines.windows(3).filter(|three| three[1] == "expr: >-");
-    names.map(|three| (three[0].to_owned(), three[2].to_owned())).collect()
+    let found: Vec<_> = names.map(|three| (three[0].to_owned(), three[2].to_owned())).collect();
+    assert_eq!(found.len(), text.matches("expr:").count(), "{file} has one of another form");
+    found
+}
+
+/// An alert's expression that says no with a zero, where it itself says it with nothing.
+fn with_its_value(expression: &str) -> String {
+    [" > ", " < ", " == "].into_iter().fold(expression.to_owned(), |text, comparison| {
+        text.replace(comparison, &format!("{comparison}bool "))
+    })
+}
+
+/// Grafana's own schema, as there is no Grafana to try it in.
+#[test]
+fn the_dashboard_is_one_by_grafanas_schema() {
+    let test = "the_dashboard_is_one_by_grafanas_schema";
+    let Some(bed) = prepare("grafana") else {
+        return skipped(test, "the schema could not be had (see above)");
+    };
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let check = |file: &Path| {
+        let mut check = Command::new(checkout.join("integration/grafana-schema"));
+        let output = check.arg(bed.join("grafana/sdk")).arg(file).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error, "");
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let ours = config("grafana/hoist.json");
+    assert_eq!(check(&ours), (true, String::new()));
+    // That it finds what is wrong.
+    let text = std::fs::read_to_string(&ours).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let copy = home.path().join("copy.json");
+    for (good, wrong, said) in [
+        ("\"expr\"", "\"expression\"", "knows no such key"),
+        ("\"w\": 8", "\"w\": \"8\"", "is not of the type"),
+        ("\"mode\": \"multi\"", "\"mode\": \"all\"", "is not of the type"),
+        ("\"timeseries\"", "\"timeline\"", "no panels of the type"),
+    ] {
+        assert!(text.contains(good), "{good}");
+        std::fs::write(&copy, text.replace(good, wrong)).unwrap();
+        let (well, told) = check(&copy);
+        assert!(!well && told.contains(said), "{wrong}: {told}");
+    }
+    // What the schema leaves to strings: the variables that are used are there.
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    for part in text.split("${").skip(1) {
+        let name = part.split('}').next().unwrap();
+        assert!(variables.iter().any(|variable| variable["name"] == name), "no variable {name}");
+    }
 }
 
 #[test]
@@ -148,33 +248,86 @@ fn rules_are_right_and_alerts_fire() {
     }
 }
 
-#[test]
-fn every_panel_and_rule_has_a_value_after_real_pulls() {
-    let test = "every_panel_and_rule_has_a_value_after_real_pulls";
-    let Some(programs) = programs(test) else { return };
-    let Some(house) = House::open(test) else { return };
-    let hoistd = house.hoistd("");
-    let Some(containerd) = house.containerd(Generation::Two, &hoistd, test) else { return };
-    let home = house.scratch.path().join("p");
-    let prometheus = Prometheus::start(&programs, &home, hoistd.address());
-    // A counter that begins with the first pull rises with the second.
-    containerd.pull(&house.registry.image("python:gzip"));
-    prometheus.eventually("hoist_pulls_total{result=\"done\"} >= 1").unwrap();
-    containerd.pull(&house.registry.image("tree:zstd"));
-    prometheus.eventually("hoist_pulls_total{result=\"done\"} >= 2").unwrap();
-    containerd.run("hoist", &house.registry.image("tree:zstd"), "x", &["true"]);
+/// Pulls of which some retry and some fail, so that there is something to see of that too.
+async fn misfortunes(hoistd: &Hoistd) {
+    let server = FaultyRegistry::start().await;
+    let layer = |name: &str| Layer::of("zstd", name, noise(name, 200_000));
+    let names = ["broken", "lost", "forged"];
+    let images = names.map(|name| push(&server, name, &[layer(name)]));
+    let [broken, lost, forged] = names.map(|name| Sha256::of(&layer(name).blob).hex());
+    let first = std::sync::atomic::AtomicBool::new(true);
+    server.script(move |request, reply| {
+        let breaks = request.path.ends_with(&broken)
+            && first.swap(false, std::sync::atomic::Ordering::SeqCst);
+        if request.path.ends_with(&lost) {
+            return Reply::new(404, "");
+        }
+        let mut reply = Reply { reset_after: breaks.then_some(1000), ..reply };
+        if request.path.ends_with(&forged) {
+            reply.body[100] ^= 1;
+        }
+        reply
+    });
+    let config = hoistd.config();
+    let hoist = move |arguments: &[&str]| {
+        let mut hoist = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        hoist.arg("--config").arg(&config).args(arguments);
+        hoist.output().unwrap()
+    };
+    let [lost, forged] = blocking(move || {
+        let succeeds = images
+            .each_ref()
+            .map(|image| hoist(&["pull", "--snapshots", "--quiet", image]).status.success());
+        assert_eq!(succeeds, [true, false, false]);
+        let listed = hoist(&["pulls", "--json"]).stdout;
+        let pulls: Vec<serde_json::Value> = serde_json::from_slice(&listed).unwrap();
+        let of = |image: &String| pulls.iter().find(|pull| pull["image"] == image.as_str());
+        [&images[1], &images[2]].map(|image| snapshotter::labels(of(image).unwrap()))
+    })
+    .await;
+    // As containerd asks, with labels and without: it is left to fetch what is not there, and not what is false.
+    let unlabelled = lost[..1].to_vec();
+    for labels in [lost, unlabelled] {
+        snapshotter::prepare(&hoistd.socket(), labels).await.unwrap();
+    }
+    snapshotter::prepare(&hoistd.socket(), forged).await.unwrap_err();
+}
 
+/// promtool's opinion of names, help texts and units.
+fn linted(programs: &Path, scrape: &str) {
     let mut metrics = Command::new(programs.join("promtool"))
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let scrape = get(hoistd.address(), "/metrics").unwrap();
     metrics.stdin.take().unwrap().write_all(scrape.as_bytes()).unwrap();
     let linted = metrics.wait_with_output().unwrap();
     let complaints = String::from_utf8_lossy(&linted.stderr).into_owned();
     assert!(linted.status.success(), "promtool complains of /metrics:\n{complaints}");
+}
+
+#[test]
+fn every_panel_and_rule_has_a_value_after_real_pulls() {
+    let test = "every_panel_and_rule_has_a_value_after_real_pulls";
+    let Some(programs) = programs(test) else { return };
+    let Some(house) = House::open(test) else { return };
+    let mut hoistd = house.hoistd("");
+    hoistd.set_image_label("repository");
+    let Some(containerd) = house.containerd(Generation::Two, &hoistd, test) else { return };
+    let home = house.scratch.path().join("p");
+    let prometheus = Prometheus::start(&programs, &home, hoistd.address());
+    // A counter that begins with the first pull rises with the second.
+    containerd.pull(&house.registry.image("python:gzip"));
+    prometheus.eventually("hoist_pulls_total{result=\"done\"} >= 1", &[]).unwrap();
+    containerd.pull(&house.registry.image("tree:zstd"));
+    prometheus.eventually("hoist_pulls_total{result=\"done\"} >= 2", &[]).unwrap();
+    containerd.run("hoist", &house.registry.image("tree:zstd"), "x", &["true"]);
+    // hoistd serves one containerd, and what follows asks in its place.
+    drop(containerd);
+    tokio::runtime::Runtime::new().unwrap().block_on(misfortunes(&hoistd));
+    let scrape = get(hoistd.address(), "/metrics").unwrap();
+    linted(&programs, &scrape);
 
     let mut wrong = Vec::new();
     let mut check = |name: &str, asked: Result<(), String>| {
@@ -183,15 +336,50 @@ fn every_panel_and_rule_has_a_value_after_real_pulls() {
         }
     };
     for (record, expression) in expressions("prometheus/hoist-recording.yml") {
-        check(&record, prometheus.eventually(&expression));
+        check(&record, prometheus.eventually(&expression, &[]));
         // The rule itself, as Prometheus evaluates it.
-        check(&record, prometheus.eventually(record.strip_prefix("- record: ").unwrap()));
+        let name = record.strip_prefix("- record: ").unwrap();
+        check(&record, prometheus.eventually(name, &["job", "instance"]));
     }
     for (alert, expression) in expressions("prometheus/hoist-alerts.yml") {
         check(&alert, prometheus.query(&expression).map(drop));
+        check(&alert, prometheus.eventually(&with_its_value(&expression), &["job", "instance"]));
     }
-    for (title, expression) in panels() {
-        check(&title, prometheus.eventually(&expression));
+    let dashboard = dashboard();
+    for target in targets(&dashboard) {
+        let labels: Vec<&str> = target.labels.iter().map(String::as_str).collect();
+        check(&target.title, prometheus.eventually(&target.expression, &labels));
+    }
+    // What went wrong is seen, each in its panel.
+    for seen in [
+        "increase(hoist_registry_retries_total{cause=\"broken\"}[5m]) > 0",
+        "increase(hoist_errors_total{kind=\"registry\"}[5m]) > 0",
+        "increase(hoist_fallbacks_total{reason=\"unlabelled\"}[5m]) > 0",
+    ] {
+        check(seen, prometheus.eventually(seen, &[]));
+    }
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        if variable["type"] == "query" {
+            check(variable["name"].as_str().unwrap(), values(&prometheus, variable, &hoistd));
+        }
     }
     assert!(wrong.is_empty(), "{}\n{scrape}", wrong.join("\n"));
+}
+
+/// Whether a variable `label_values(METRIC, LABEL)` has the daemon among its values.
+fn values(
+    prometheus: &Prometheus,
+    variable: &serde_json::Value,
+    hoistd: &Hoistd,
+) -> Result<(), String> {
+    let query = variable["query"]["query"].as_str().unwrap();
+    let (metric, label) = query
+        .strip_prefix("label_values(")
+        .and_then(|rest| rest.strip_suffix(')')?.split_once(", "))
+        .ok_or_else(|| format!("{query} is of another form"))?;
+    let path = format!("/api/v1/label/{label}/values?match[]={}", encoded(metric));
+    let found = prometheus.ask(&path)?;
+    let expected = hoistd.address().to_string();
+    let there = found.as_array().is_some_and(|all| all.iter().any(|one| *one == *expected));
+    if there { Ok(()) } else { Err(format!("{expected} is not among {found}")) }
 }

@@ -1,5 +1,6 @@
-//! Pulls with known secrets, and a search for them in everything that hoistd says: its log at trace level, metrics, pages,
-//! records on disk, traces, and what it tells `hoist`.
+//! Pulls with known secrets, and a search for them in everything that hoistd says: its log at trace level as text and as JSON,
+//! metrics, pages, records on disk, traces, what it tells `hoist`, and what it answers containerd; and in what `hoist` says of
+//! its own.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -8,6 +9,7 @@ use super::daemon::{Daemon, blocking};
 use super::faulty_registry::{FaultyRegistry, Reply, Request};
 use super::harness::scratch::text_below;
 use super::images::{Layer, noise, push};
+use super::snapshotter;
 
 const PASSWORD: &str = "pa55word-of-the-registry";
 const TOKEN: &str = "bearer-t0ken-of-the-pull";
@@ -59,13 +61,61 @@ pub(crate) fn said(daemon: &Daemon, least: usize) -> String {
             said += &daemon.body(&format!("/pulls/{pull}{form}"));
         }
         said += &daemon.told(&["pulls", "show", &pull.to_string()]);
+        said += &daemon.told(&["pulls", "show", &pull.to_string(), "--svg", "a.svg"]);
+        said += &std::fs::read_to_string(daemon.home.path().join("a.svg")).unwrap();
         said += &daemon.told(&["pulls", &pull.to_string()]);
     }
-    said + &daemon.told(&["pulls", "--json"])
+    for arguments in [&["pulls"][..], &["pulls", "--json"], &["ls", "--json"], &["top"]] {
+        said += &daemon.told(arguments);
+    }
+    said
+}
+
+/// What each of these commands of `hoist` says, whether it succeeds or not.
+fn of_commands(daemon: &Daemon, commands: &[&[&str]]) -> String {
+    let mut said = String::new();
+    for arguments in commands {
+        let output = daemon.hoist(arguments);
+        said += &String::from_utf8_lossy(&output.stdout);
+        said += &String::from_utf8_lossy(&output.stderr);
+    }
+    said
+}
+
+/// What hoistd answers containerd for the last pull of this image, which failed.
+async fn refused(daemon: Daemon, image: &str) -> (String, Daemon) {
+    let image = image.to_owned();
+    let (pull, daemon) = blocking(move || {
+        let pulls: Vec<serde_json::Value> =
+            serde_json::from_str(&daemon.told(&["pulls", "--json"])).unwrap();
+        let pull = pulls.into_iter().find(|pull| pull["image"] == image.as_str());
+        (pull.expect("it is kept"), daemon)
+    })
+    .await;
+    let socket = daemon.home.path().join("hoist.sock");
+    let answer = snapshotter::prepare(&socket, snapshotter::labels(&pull)).await;
+    (answer.expect_err("the layer cannot be had"), daemon)
+}
+
+fn search(heard: &str, secrets: &[&str]) {
+    for secret in secrets {
+        let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
+        assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_is_ever_said() {
+    no_secret_is_said("text", " TRACE ").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_ever_said_in_json() {
+    no_secret_is_said("json", "\"level\":\"TRACE\"").await;
+}
+
+/// With this form of the log, in which a line of trace level has this word.
+async fn no_secret_is_said(form: &'static str, trace: &'static str) {
     let storage = FaultyRegistry::start().await;
     let server = FaultyRegistry::start().await;
     let layer = |name: &str| Layer::of("zstd", name, noise(name, 300_000));
@@ -98,29 +148,41 @@ async fn no_secret_is_ever_said() {
         ("OTEL_EXPORTER_OTLP_HEADERS", format!("x-api-key={COLLECTOR_KEY}")),
     ];
     let daemon = blocking(move || {
-        let daemon = Daemon::start_with("[log]\nlevel = \"trace\"", &docker, environment);
+        let log =
+            format!("[log]\nlevel = \"trace\"\nformat = \"{form}\"\n[pull]\non_error = \"fail\"");
+        let daemon = Daemon::start_with(&log, &docker, environment);
         daemon.told(&["pull", "--snapshots", "--quiet", &good]);
         daemon
     })
     .await;
     // Storage where nobody listens.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let name = denied.clone();
     let (mut heard, daemon) = blocking(move || {
-        let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &denied]);
+        let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &name]);
         assert!(!output.status.success());
         (String::from_utf8_lossy(&output.stderr).into_owned(), daemon)
     })
     .await;
+    let (answer, daemon) = refused(daemon, &denied).await;
+    assert!(answer.contains("SignatureDoesNotMatch"), "containerd is told why: {answer}");
+    heard += &answer;
     guard(&server, closed.to_string());
     heard += &blocking(move || {
         let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &lost]);
         assert!(!output.status.success());
         let mut told = String::from_utf8_lossy(&output.stderr).into_owned() + &said(&daemon, 3);
-        told += &daemon.told(&["top"]);
-        // Its end is asked for by what comes before; what it finds is told either way.
-        let doctor = daemon.hoist(&["doctor", "--no-disk-test", "--image", &lost]);
-        told += &String::from_utf8_lossy(&doctor.stdout);
-        assert!(told.contains(" TRACE "), "the log is at trace level");
+        told += &of_commands(
+            &daemon,
+            &[
+                &["doctor", "--no-disk-test", "--image", &lost],
+                &["inspect", &lost],
+                &["analyze", &lost],
+                &["pull", &lost, "--to", "lost"],
+                &["convert", &lost, &format!("{lost}-converted")],
+            ],
+        );
+        assert!(told.contains(trace), "the log is at trace level");
         told
     })
     .await;
@@ -141,10 +203,110 @@ async fn no_secret_is_ever_said() {
     let basic = format!("Basic {encoded}");
     assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
     assert!(heard.contains("SignatureDoesNotMatch"), "what storage calls its error is told");
-    for secret in [PASSWORD, TOKEN, SIGNATURE, COLLECTOR_KEY, &encoded] {
-        let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
-        assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
-    }
+    search(&heard, &[PASSWORD, TOKEN, SIGNATURE, COLLECTOR_KEY, &encoded]);
+}
+
+/// What a `hosts.toml` has of secrets: headers, and a password in an address. The mirror repeats what it was asked with, as
+/// some that are meant for finding mistakes do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_hosts_toml_is_said() {
+    const HEADER: &str = "key-in-a-he4der";
+    const KEY: &str = "pa55word-in-an-address";
+    let mirror = FaultyRegistry::start().await;
+    let image = push(&mirror, "v1", &[Layer::of("zstd", "one", noise("hosts", 100_000))]);
+    let (echo, missing) = (image.replace(":v1", ":echo"), image.replace(":v1", ":missing"));
+    mirror.script(|request, reply| {
+        let known = request.header("x-api-key") == Some(HEADER);
+        if request.path.ends_with("/echo") {
+            // Far behind, where the second one is cut in its middle.
+            let sent = ["x-api-key", "authorization"].map(|name| request.header(name));
+            return Reply::new(400, format!("{}you sent {sent:?}", " ".repeat(250)));
+        }
+        if request.path.ends_with("/moved") {
+            return Reply::new(307, "").with("Location", format!("ftp://user:{KEY}@elsewhere/"));
+        }
+        if known { reply } else { Reply::new(403, "") }
+    });
+    let moved = image.replace(":v1", ":moved");
+    let (host, port) = mirror.host.split_once(':').unwrap();
+    let name = format!("{host}_{port}_");
+    let good =
+        format!("[host.\"http://user:{KEY}@{}\".header]\nx-api-key = \"{HEADER}\"\n", mirror.host);
+    let broken = [
+        good.replace("\"\n", "\n"),
+        good.replace(".header]\nx-api-key = ", "]\nheader = "),
+        good.replace(".header]\n", "]\ncapabilities = [\"pul\"]\n"),
+        good.replace(&mirror.host, ":::"),
+    ];
+    let heard = blocking(move || {
+        let none = serde_json::json!({});
+        let mut daemon =
+            Daemon::start_where("[log]\nlevel = \"trace\"", &none, Vec::new(), |home| {
+                std::fs::create_dir(home.join(&name)).unwrap();
+                std::fs::write(home.join(&name).join("hosts.toml"), &good).unwrap();
+            });
+        daemon.told(&["pull", "--snapshots", "--quiet", &image]);
+        let all = |daemon: &Daemon, image: &str, word: &str| {
+            let said = of_commands(
+                daemon,
+                &[
+                    &["pull", "--snapshots", "--quiet", image],
+                    &["pull", "--quiet", image, "--to", "there"],
+                    &["inspect", image],
+                    &["doctor", "--no-disk-test", "--image", image],
+                ],
+            );
+            assert!(said.contains(word), "{word} is not in {said}");
+            said
+        };
+        let mut heard = all(&daemon, &echo, "you sent");
+        heard += &all(&daemon, &moved, "ftp://elsewhere/");
+        // The registry itself comes after its mirror, without the mirror's header.
+        heard += &all(&daemon, &missing, "refuses manifest missing");
+        for text in broken {
+            std::fs::write(daemon.home.path().join(&name).join("hosts.toml"), text).unwrap();
+            // It reads it anew.
+            daemon.crash_and_restart();
+            heard += &all(&daemon, &image, "hosts.toml: ");
+        }
+        heard + &said(&daemon, 4)
+    })
+    .await;
+    // The secrets were really used.
+    assert!(mirror.requests().iter().any(|r| r.header("x-api-key") == Some(HEADER)));
+    let encoded = BASE64_STANDARD.encode(format!("user:{KEY}"));
+    let basic = format!("Basic {encoded}");
+    assert!(mirror.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
+    search(&heard, &[HEADER, KEY, &encoded]);
+}
+
+/// The password of a proxy, which lets nobody through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_proxy_is_said() {
+    const KEY: &str = "pa55word-of-the-pr0xy";
+    let proxy = FaultyRegistry::start().await;
+    proxy.script(|_, _| Reply::new(407, "").with("Proxy-Authenticate", "Basic realm=\"p\""));
+    let address = format!("http://user:{KEY}@{}", proxy.host);
+    let heard = blocking(move || {
+        let environment = vec![("http_proxy", address.clone()), ("https_proxy", address)];
+        let plain = "[registry]\nplain_http_hosts = [\"plain.invalid\"]";
+        let none = serde_json::json!({});
+        let daemon = Daemon::start_where("[log]\nlevel = \"trace\"", &none, environment, |home| {
+            let file = home.join("hoist.toml");
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(file, text.replace("[registry]", plain)).unwrap();
+        });
+        let images = ["plain.invalid/some/image:v1", "secure.invalid/some/image:v1"];
+        let said_of = |image| of_commands(&daemon, &[&["pull", "--snapshots", "--quiet", image]]);
+        let heard: String = images.into_iter().map(said_of).collect();
+        heard + &said(&daemon, 2)
+    })
+    .await;
+    let encoded = BASE64_STANDARD.encode(format!("user:{KEY}"));
+    let basic = format!("Basic {encoded}");
+    let used = |r: &Request| r.header("proxy-authorization") == Some(&basic);
+    assert!(proxy.requests().iter().filter(|r| used(r)).count() >= 2, "it was really used");
+    search(&heard, &[KEY, &encoded]);
 }
 
 /// A credential helper's answer, what it says when it fails, and the identity token of a `config.json`.
@@ -211,8 +373,5 @@ async fn nothing_of_a_credential_helper_is_said() {
     heard += &told;
     assert!(server.requests().iter().any(|r| r.body.contains(IDENTITY)), "it was really used");
     heard += &blocking(move || said(&daemon, 2)).await;
-    for secret in [HELPED, IDENTITY, TOKEN, SIGNATURE, &basic] {
-        let lines: Vec<_> = heard.lines().filter(|line| line.contains(secret)).collect();
-        assert!(lines.is_empty(), "{secret} is in\n{}", lines.join("\n"));
-    }
+    search(&heard, &[HELPED, IDENTITY, TOKEN, SIGNATURE, &basic]);
 }

@@ -1,5 +1,5 @@
-//! A disk that takes so many bytes a second: a file system on a loop device, and a cgroup whose writes to that device the
-//! kernel throttles.
+//! Slow disks: a file system on a loop device, and a cgroup whose writes to that device the kernel throttles to so many bytes
+//! a second; or device-mapper's delay on it, behind which each write takes so long.
 //!
 //! A limit counts for whoever hands the write to the device. cgroup v1 leaves writeback to a thread of the kernel's, which is
 //! in no group, so the file system is mounted `sync`: then the process that writes a file does it. The device lies in memory,
@@ -15,14 +15,33 @@ use super::harness::must;
 pub(crate) struct SlowDisk {
     home: tempfile::TempDir,
     limit: Result<Limit, String>,
+    /// Of device-mapper: the name of the mapping, and the loop device below it.
+    delay: Option<(String, String)>,
+}
+
+const DISK_BYTES: u64 = 256 << 20;
+
+/// A directory of the test's own, on the machine's own disk.
+fn home() -> tempfile::TempDir {
+    let parent = env!("CARGO_TARGET_TMPDIR");
+    // An emulated machine does not have it yet.
+    std::fs::create_dir_all(parent).unwrap();
+    tempfile::tempdir_in(parent).unwrap()
+}
+
+/// device-mapper's tool, which makes the device's node itself where nobody else does.
+fn dmsetup() -> Command {
+    let mut dmsetup = Command::new("dmsetup");
+    dmsetup.env("DM_DISABLE_UDEV", "1");
+    dmsetup
 }
 
 impl SlowDisk {
     /// Mounts one; `None` where nothing can be mounted. Where the kernel has no group that could be limited, the disk has a
     /// reason instead of a limit, and is slow because each write waits for the machine's own disk.
     pub(crate) fn mount(write_bytes_per_second: u64) -> Option<Self> {
-        let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut disk = Self { home, limit: Err(String::new()) };
+        let home = home();
+        let mut disk = Self { home, limit: Err(String::new()), delay: None };
         std::fs::create_dir(disk.memory()).unwrap();
         std::fs::create_dir(disk.path()).unwrap();
         if !disk.mounted("size=300m", "sync") {
@@ -46,11 +65,39 @@ impl SlowDisk {
             }
         }
         let file = self.memory().join("disk");
-        std::fs::File::create(&file).unwrap().set_len(256 << 20).unwrap();
+        std::fs::File::create(&file).unwrap().set_len(DISK_BYTES).unwrap();
         must(Command::new("mkfs.ext4").arg("-q").arg(&file));
         let mut mount = Command::new("mount");
         mount.args(["-o", &format!("loop,{options}")]).arg(&file).arg(self.path());
         mount.status().unwrap().success()
+    }
+
+    /// Mounts one whose writes device-mapper holds back for so long each.
+    pub(crate) fn delayed(write_milliseconds: u32) -> Self {
+        let home = home();
+        let mut disk = Self { home, limit: Err("it is delayed".to_owned()), delay: None };
+        std::fs::create_dir(disk.memory()).unwrap();
+        std::fs::create_dir(disk.path()).unwrap();
+        must(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=300m", "tmpfs"])
+                .arg(disk.memory()),
+        );
+        let file = disk.memory().join("disk");
+        std::fs::File::create(&file).unwrap().set_len(DISK_BYTES).unwrap();
+        let device = must(Command::new("losetup").args(["--find", "--show"]).arg(&file));
+        let device = device.trim();
+        let name = format!("hoist-test-{}", std::process::id());
+        // Reads come at once; where writes go is named a second time, with their delay.
+        let sectors = DISK_BYTES / 512;
+        let table = format!("0 {sectors} delay {device} 0 0 {device} 0 {write_milliseconds}");
+        must(dmsetup().args(["create", &name, "--table", &table]));
+        let path = format!("/dev/mapper/{name}");
+        disk.delay = Some((name, device.to_owned()));
+        // Its tables are written while nobody waits for them.
+        must(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=1", &path]));
+        must(Command::new("mount").args(["-o", "sync", &path]).arg(disk.path()));
+        disk
     }
 
     fn unmount(&self) {
@@ -75,6 +122,11 @@ impl SlowDisk {
         must(find.args(["--noheadings", "--output", "MAJ:MIN"]).arg(self.path())).trim().to_owned()
     }
 
+    /// Whether it is slow by a delay, and needs no limit.
+    pub(crate) fn is_delayed(&self) -> bool {
+        self.delay.is_some()
+    }
+
     /// The limit, or why there is none.
     pub(crate) fn limit(&self) -> Result<&Limit, &str> {
         self.limit.as_ref().map_err(String::as_str)
@@ -83,6 +135,11 @@ impl SlowDisk {
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
+        if let Some((name, device)) = &self.delay {
+            let _ = Command::new("umount").arg("--quiet").arg(self.path()).status();
+            let _ = dmsetup().args(["remove", name]).status();
+            let _ = Command::new("losetup").args(["--detach", device]).status();
+        }
         self.unmount();
     }
 }

@@ -2,14 +2,13 @@
 //!
 //! A part of the layer is fetched over one connection and then over many; what came is decompressed and
 //! hashed by one thread, and the disk is given a large file and many small ones. From that follow the rates
-//! of the model (`docs/model.md`): what one core takes in when it does all of the chain, and what the chain
-//! takes in when its stages have a thread each. How much slower containerd's own decoders are is not
-//! measured, but taken from what was measured once.
+//! of the model (`docs/model.md`, [`super::costs`]): what one core takes in when it does all of the chain, and
+//! what the chain takes in when its stages have a thread each. How much slower containerd's own decoders are
+//! is not measured, but taken from what was measured once.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::collections::VecDeque;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,10 +20,15 @@ use crate::compression::{self, CompressionError, Decoded, Pieces, Resources};
 use crate::fetch::{FetchError, Fetcher, Limits};
 use crate::hashing::Hasher;
 use crate::image::{BlobDigest, Compression};
-use crate::model::{Deviation, Model, Profile, Rates};
+use crate::model::{Profile, Rates};
 use crate::registry::{Reference, Registry};
+use crate::sys::processors::Processors;
 use crate::timeline::LayerRecorder;
 use crate::units::{Rate, Seconds, Size};
+use crate::unpack::UnpackError;
+
+use super::costs::Costs;
+use super::written;
 
 /// Bytes that are fetched for a rate, at most: some seconds on a usual link.
 const FETCHED_BYTES_MOST: u64 = 256 << 20;
@@ -32,20 +36,8 @@ const FETCHED_BYTES_MOST: u64 = 256 << 20;
 /// Compressed bytes that are kept and decompressed, at most.
 const SAMPLE_BYTES_MOST: usize = 64 << 20;
 
-/// What the disk gets to write: more than its own cache of some megabytes.
-const WRITTEN_BYTES: usize = 256 << 20;
-
-/// Small files that are made, of [`SMALL_BYTES`] each.
-const SMALL_FILES: u32 = 4_000;
-const SMALL_BYTES: usize = 1024;
-
 /// Connections of the second fetch; hoistd's own number for an image.
 const CONNECTIONS: u32 = 20;
-
-/// What one core of containerd 2.1 takes in beside one core of hoist: Go's gzip, its zstd
-/// (`two-cores-gzip` and `two-cores-zstd` in [`Profile::named`]).
-pub(super) const GO_GZIP: f64 = 41.0 / 107.0;
-pub(super) const GO_ZSTD: f64 = 91.0 / 115.0;
 
 /// Why a host could not be measured.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +76,9 @@ pub enum CalibrateError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// Files cannot be made there.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
 }
 
 /// The smallest layer that says anything: 8 MiB.
@@ -108,16 +103,22 @@ pub struct Probe {
     pub size: u64,
     /// Its format.
     pub compression: Compression,
+    /// The format of the layers that will be pulled: what `hoist convert` makes of it, say.
+    pub pulled: Compression,
     /// A directory on the disk that layers will lie on.
     pub directory: PathBuf,
     /// Cores of this host.
     pub cores: u32,
+    /// Whether hoistd's layers become images here, and not files.
+    pub images: bool,
 }
 
 /// Bytes and seconds of a fetch.
 struct Fetched {
     rate: f64,
     first_byte: f64,
+    /// Seconds of this host's processors for a byte, whoever used them: a registry or a proxy on it, too.
+    busy: f64,
     sample: Vec<Bytes>,
 }
 
@@ -131,16 +132,35 @@ pub fn calibrate(probe: &Probe, name: &str) -> Result<Profile, CalibrateError> {
     }
     let one = probe.fetch(1)?;
     let many = probe.fetch(CONNECTIONS)?;
-    let (decoded, expansion) = probe.decompress(&one.sample)?;
-    let hashed = hash(&one.sample);
+    let (mut decoded, mut out) = probe.decompress(probe.compression, &one.sample)?;
+    let mut sample = one.sample.clone();
+    if probe.pulled != probe.compression {
+        sample = recompressed(&out, probe.pulled).map_err(|source| CalibrateError::Decompress {
+            blob: probe.blob,
+            source: CompressionError::Input(source),
+        })?;
+        (decoded, out) = probe.decompress(probe.pulled, &sample)?;
+    }
+    let expansion = length(&out) / length(&sample).max(1.0);
+    let hash = hash(&sample);
     let disk = |source| CalibrateError::Disk { path: probe.directory.clone(), source };
     let home = probe.directory.join(format!(".hoist-calibrate-{}", std::process::id()));
     std::fs::create_dir(&home).map_err(disk)?;
-    let written = write(&home);
+    let written = written::measure(&home, probe.images);
     // Whatever came of it; what stays is only a directory with a name that says whose it is.
     let _ = std::fs::remove_dir_all(&home);
-    let written = written.map_err(disk)?;
-    Ok(profile(name, probe, [&one, &many], decoded, expansion, hashed, &written))
+    let written = written?;
+    let costs = Costs {
+        compression: probe.pulled,
+        fetch: many.busy,
+        decompress: decoded,
+        expansion,
+        hash,
+        write: written.byte,
+        file: written.file,
+        plain_file: written.plain_file,
+    };
+    Ok(probe.profile(name, [&one, &many], &costs, written.disk))
 }
 
 impl Probe {
@@ -156,7 +176,7 @@ impl Probe {
         let fetcher = Fetcher::new(self.registry.clone(), self.budget.clone(), limits);
         let blob = self.registry.blob(&self.reference, self.blob, self.size);
         let recorder = Arc::new(LayerRecorder::detached());
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), Processors::now());
         let mut reader = fetcher.image().start(&self.runtime, blob, self.size, recorder);
         let (mut bytes, mut kept, mut sample) = (0, 0, Vec::new());
         let mut first = None;
@@ -172,113 +192,98 @@ impl Probe {
                 break;
             }
         }
-        let first_byte = first.unwrap_or(0.0);
-        let seconds = (began.elapsed().as_secs_f64() - first_byte).max(1e-6);
+        let (first_byte, all) = (first.unwrap_or(0.0), began.elapsed().as_secs_f64());
+        let share = before.busy_share(&Processors::now()).unwrap_or(0.0);
         #[allow(clippy::cast_precision_loss, reason = "a few hundred megabytes")]
-        let rate = bytes as f64 / seconds;
-        Ok(Fetched { rate, first_byte, sample })
+        let bytes = bytes as f64;
+        let busy = share * all * f64::from(self.cores) / bytes.max(1.0);
+        Ok(Fetched { rate: bytes / (all - first_byte).max(1e-6), first_byte, busy, sample })
     }
 
-    /// Compressed bytes a second of one thread, and bytes that a compressed one becomes.
-    #[allow(clippy::cast_precision_loss, reason = "a few hundred megabytes")]
-    fn decompress(&self, sample: &[Bytes]) -> Result<(f64, f64), CalibrateError> {
+    /// Seconds of one thread for a compressed byte, and what came out, as far as that is kept.
+    fn decompress(
+        &self,
+        compression: Compression,
+        sample: &[Bytes],
+    ) -> Result<(f64, Vec<Bytes>), CalibrateError> {
         let failed = |source| CalibrateError::Decompress { blob: self.blob, source };
-        let all: u64 = sample.iter().map(|piece| piece.len() as u64).sum();
         let mut left = VecDeque::from(sample.to_vec());
         let pieces: Box<dyn Pieces + Send> = Box::new(move || Ok::<_, io::Error>(left.pop_front()));
         let mut decoder =
-            compression::decoder(self.compression, pieces, Resources::serial()).map_err(failed)?;
-        let (mut buffer, mut out, began) = (vec![0; 256 << 10], 0_u64, Instant::now());
+            compression::decoder(compression, pieces, Resources::serial()).map_err(failed)?;
+        let (mut out, mut seconds) = (Vec::new(), 0.0);
         loop {
-            match decoder.read(&mut buffer) {
-                Ok(Decoded::Filled(count)) => out += count as u64,
-                Ok(Decoded::Piece(piece)) => out += piece.len() as u64,
+            let mut buffer = vec![0; 256 << 10];
+            let began = Instant::now();
+            let read = decoder.read(&mut buffer);
+            seconds += began.elapsed().as_secs_f64();
+            match read {
+                Ok(Decoded::Filled(count)) => {
+                    buffer.truncate(count);
+                    out.push(buffer.into());
+                }
+                Ok(Decoded::Piece(piece)) => out.push(piece),
                 Ok(Decoded::End) => break,
                 // A sample ends in the middle.
-                Err(_) if out > 0 => break,
+                Err(_) if !out.is_empty() => break,
                 Err(error) => return Err(failed(error)),
             }
         }
-        let seconds = began.elapsed().as_secs_f64().max(1e-6);
-        Ok((all as f64 / seconds, out as f64 / all.max(1) as f64))
+        Ok((seconds.max(1e-6) / length(sample).max(1.0), out))
+    }
+
+    fn profile(&self, name: &str, [one, many]: [&Fetched; 2], costs: &Costs, disk: f64) -> Profile {
+        let latency = one.first_byte.min(many.first_byte);
+        #[allow(clippy::cast_precision_loss, reason = "a few megabytes")]
+        let piece = Size(self.chunk_bytes as f64);
+        let rates = Rates {
+            download: Rate::measured(one.rate.max(many.rate)),
+            // One that is as fast as many is not what limits.
+            per_connection: (one.rate < many.rate * 0.9).then(|| Rate::measured(one.rate)),
+            connections: CONNECTIONS,
+            cores: self.cores.max(1),
+            disk: Some(Rate::measured(disk)),
+            latency: Seconds((latency * 1e3).round() / 1e3),
+            piece,
+            ..costs.rates()
+        };
+        Profile { name: name.to_owned(), models: costs.others(), rates }
     }
 }
 
-/// Bytes a second of SHA-256 on one thread.
 #[allow(clippy::cast_precision_loss, reason = "a few hundred megabytes")]
-fn hash(sample: &[Bytes]) -> f64 {
-    let (mut hasher, began) = (Hasher::default(), Instant::now());
-    sample.iter().for_each(|piece| hasher.update(piece));
-    let _ = hasher.finish();
-    let all: usize = sample.iter().map(Bytes::len).sum();
-    all as f64 / began.elapsed().as_secs_f64().max(1e-6)
+fn length(pieces: &[Bytes]) -> f64 {
+    pieces.iter().map(Bytes::len).sum::<usize>() as f64
 }
 
-struct Written {
-    /// Bytes a second into the page cache, and onto the disk.
-    cache: f64,
-    disk: f64,
-    /// Seconds of a small file.
-    file: f64,
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a few hundred megabytes")]
-fn write(home: &Path) -> io::Result<Written> {
-    let block = vec![7_u8; 1 << 20];
-    let began = Instant::now();
-    let mut file = File::create(home.join("large"))?;
-    for _ in 0..WRITTEN_BYTES / block.len() {
-        file.write_all(&block)?;
-    }
-    let cached = began.elapsed().as_secs_f64().max(1e-6);
-    file.sync_data()?;
-    let synced = began.elapsed().as_secs_f64().max(1e-6);
-    let began = Instant::now();
-    for number in 0..SMALL_FILES {
-        File::create(home.join(number.to_string()))?.write_all(&block[..SMALL_BYTES])?;
-    }
-    let file = began.elapsed().as_secs_f64() / f64::from(SMALL_FILES);
-    let bytes = WRITTEN_BYTES as f64;
-    Ok(Written { cache: bytes / cached, disk: bytes / synced, file })
-}
-
-fn profile(
-    name: &str,
-    probe: &Probe,
-    [one, many]: [&Fetched; 2],
-    decoded: f64,
-    expansion: f64,
-    hashed: f64,
-    written: &Written,
-) -> Profile {
-    // Seconds for a compressed byte, stage by stage; both the blob and the archive are hashed.
-    let stages = [1.0 / decoded, (1.0 + expansion) / hashed, expansion / written.cache];
-    let per_core = 1.0 / stages.iter().sum::<f64>();
-    let extract = 1.0 / stages.into_iter().fold(0.0, f64::max);
-    let go = if probe.compression == Compression::Gzip { GO_GZIP } else { GO_ZSTD };
-    #[allow(clippy::cast_precision_loss, reason = "a few megabytes")]
-    let piece = Size(probe.chunk_bytes as f64);
-    let rates = Rates {
-        download: Rate::measured(one.rate.max(many.rate)),
-        // One that is as fast as many is not what limits.
-        per_connection: (one.rate < many.rate * 0.9).then(|| Rate::measured(one.rate)),
-        connections: CONNECTIONS,
-        extract: Rate::measured(extract),
-        per_core: Some(Rate::measured(per_core.min(extract))),
-        cores: probe.cores.max(1),
-        per_file: Seconds((written.file * 1e6).round() / 1e6),
-        disk: Some(Rate::measured(written.disk)),
-        latency: Seconds((one.first_byte.min(many.first_byte) * 1e3).round() / 1e3),
-        piece,
-        ..Rates::default()
+/// The same in another format, at its usual level and in one piece.
+fn recompressed(pieces: &[Bytes], compression: Compression) -> io::Result<Vec<Bytes>> {
+    let blob = match compression {
+        Compression::None => return Ok(pieces.to_vec()),
+        Compression::Zstd => {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 3)?;
+            pieces.iter().try_for_each(|piece| encoder.write_all(piece))?;
+            encoder.finish()?
+        }
+        Compression::Gzip => {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+            pieces.iter().try_for_each(|piece| encoder.write_all(piece))?;
+            encoder.finish()?
+        }
     };
-    Profile { name: name.to_owned(), rates, models: others_slower(per_core * go) }
+    let mut rest = Bytes::from(blob);
+    let piece = || Some(rest.split_to(rest.len().min(512 << 10))).filter(|piece| !piece.is_empty());
+    Ok(std::iter::from_fn(piece).collect())
 }
 
-/// What is said of pullers that are not hoistd: so many compressed bytes a second, for a layer and for a core.
-pub(super) fn others_slower(rate: f64) -> BTreeMap<Model, Deviation> {
-    let slower = Rate::measured(rate);
-    let other = Deviation { extract: Some(slower), per_core: Some(slower), per_file: None };
-    let others = Model::ALL.into_iter().filter(|model| *model != Model::Hoist);
-    others.map(|model| (model, other.clone())).collect()
+/// Seconds of SHA-256 for a byte, where two streams are hashed at once, as in a pull.
+fn hash(sample: &[Bytes]) -> f64 {
+    let [mut one, mut other] = [Hasher::default(), Hasher::default()];
+    let began = Instant::now();
+    for piece in sample {
+        Hasher::update_both([&mut one, &mut other], [piece, piece]);
+    }
+    let _ = (one.finish(), other.finish());
+    began.elapsed().as_secs_f64() / 2.0 / length(sample).max(1.0)
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 
 use crate::config::Config;
-use crate::image::{ManifestError, Platform};
+use crate::image::{Compression, ManifestError, Platform};
 use crate::model::Model;
 use crate::units::Rate;
 
@@ -94,4 +94,22 @@ pub(super) struct ContainerdArgs {
 /// The names of those who pull.
 pub(super) fn models() -> impl clap::builder::TypedValueParser<Value = Model> {
     PossibleValuesParser::new(Model::ALL.map(Model::as_str)).try_map(|name| name.parse::<Model>())
+}
+
+/// How layers are compressed.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum Compress {
+    Zstd,
+    Gzip,
+    None,
+}
+
+impl Compress {
+    pub(super) fn format(self) -> Compression {
+        match self {
+            Self::Zstd => Compression::Zstd,
+            Self::Gzip => Compression::Gzip,
+            Self::None => Compression::None,
+        }
+    }
 }

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::args::ImageArgs;
+use super::args::{Compress, ImageArgs};
 use super::error::CliError;
 use super::print;
 use crate::calibrate::{Probe, calibrate};
-use crate::config::{Config, Environment};
+use crate::config::{Backend, Config, Environment};
 use crate::image::{LayerKind, Platform};
 use crate::model::Profile;
 use crate::pull::{self, Start};
@@ -48,6 +48,9 @@ pub(super) struct Calibrate {
     /// An image with a layer of at least 8 MiB, in the registry that will be pulled from
     #[arg(long, value_name = "IMAGE", group = "way")]
     image: Option<String>,
+    /// The format of the layers that will be pulled, where it is not the image's: its bytes are compressed anew
+    #[arg(long = "as", value_name = "FORMAT", requires = "image")]
+    pulled: Option<Compress>,
     /// From the pulls that the hoistd which runs here has recorded
     #[arg(long, group = "way")]
     from_daemon: bool,
@@ -100,6 +103,12 @@ fn say(text: &str) {
     super::aside(&format!("{text}\n"));
 }
 
+/// Whether hoistd would make images here, as far as that can be told without mounting one.
+fn kernel_has_images() -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.split_whitespace().last() == Some("erofs"))
+}
+
 /// This host, measured with the largest layer of an image.
 async fn measured(
     args: &Calibrate,
@@ -126,8 +135,10 @@ async fn measured(
         blob: layer.blob,
         size: layer.size,
         compression,
+        pulled: args.pulled.map_or(compression, Compress::format),
         directory: args.dir.clone(),
         cores: u32::try_from(environment.cores).unwrap_or(1),
+        images: config.pull.backend != Backend::Overlay && kernel_has_images(),
     };
     let name = format!("calibrated with {image}");
     let measured = tokio::task::spawn_blocking(move || calibrate(&probe, &name)).await;

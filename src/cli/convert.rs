@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{ContainerdArgs, RegistryArgs};
+use super::args::{Compress, ContainerdArgs, RegistryArgs};
 use super::error::CliError;
 use super::progress::TICK;
 use super::simulate;
@@ -25,7 +25,7 @@ use crate::convert::{
 use crate::fetch::Fetcher;
 use crate::image::Compression;
 use crate::registry::Registry;
-use args::{Compress, Links};
+use args::Links;
 pub(super) use args::{Convert, Diff};
 
 /// How long a conversion that was interrupted may take to remove what it made. It looks after every

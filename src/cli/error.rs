@@ -94,6 +94,10 @@ pub(super) enum CliError {
     ReadProfile { path: PathBuf, source: std::io::Error },
     #[error("the profile {}: {source}", path.display())]
     Profile { path: PathBuf, source: ProfileError },
+    #[error("cannot read the analysis {}: {source}", path.display())]
+    ReadAnalysis { path: PathBuf, source: std::io::Error },
+    #[error("the analysis {}: {source}", path.display())]
+    Analysis { path: PathBuf, source: serde_json::Error },
     #[error("{} found something wrong", counted(*.0, "check"))]
     Unwell(usize),
     #[error("the terminal cannot be used: {0}")]
@@ -112,6 +116,8 @@ impl CliError {
             | Self::Platform(_)
             | Self::ReadProfile { .. }
             | Self::Profile { .. }
+            | Self::ReadAnalysis { .. }
+            | Self::Analysis { .. }
             | Self::Order { .. }
             | Self::Level { .. }
             | Self::LevelOfNothing(_)
@@ -148,6 +154,9 @@ impl CliError {
             ),
             Self::Profile { .. } => {
                 Some("docs/model.md shows a whole profile; rates are written as \"225MB/s\".")
+            }
+            Self::ReadAnalysis { .. } | Self::Analysis { .. } => {
+                Some("hoist analyze IMAGE --json writes one.")
             }
             Self::NoSuchPull(_) => {
                 Some("hoist pulls lists those it knows; it keeps the last ones only.")

@@ -23,6 +23,8 @@ Examples:
     hoist simulate --layer-sizes 490.9MB,736.4MB,1472.7MB --model containerd --model hoist
   A picture of it, and a page:
     hoist simulate --layer-sizes 2.7GB --svg pull.svg --html pull.html
+  With the files and the unpacked bytes of each layer, which no manifest tells:
+    hoist analyze registry.example/app:v1 --json >app.json && hoist simulate --analysis app.json
 
 docs/model.md tells the formulas, and what they leave out.
 
@@ -42,6 +44,9 @@ pub(super) struct Simulate {
     /// Compressed sizes of the layers in the order of the stack, as 490MB,736MB,1.4GiB
     #[arg(long, value_name = "SIZE,…", value_delimiter = ',', group = "of")]
     layer_sizes: Vec<Size>,
+    /// What hoist analyze --json wrote of an image: sizes, archives and entries of each layer
+    #[arg(long, value_name = "FILE", group = "of")]
+    analysis: Option<PathBuf>,
     /// Who pulls; may be given several times [default: containerd, containerd-parallel and hoist]
     #[arg(long, value_name = "MODEL", value_delimiter = ',', value_parser = models())]
     model: Vec<Model>,
@@ -75,7 +80,7 @@ pub(super) struct Simulate {
     /// What a file costs beside its bytes, as 35us
     #[arg(long, value_name = "TIME")]
     per_file: Option<Seconds>,
-    /// Uncompressed bytes for a compressed one; counts with --disk
+    /// Uncompressed bytes for a compressed one; counts with --disk and profiles that have "unpack"
     #[arg(long, value_name = "R", default_value_t = 2.5, value_parser = expansion)]
     expansion: f64,
     /// Files of the image, spread over its layers by their sizes; counts with --per-file
@@ -113,11 +118,13 @@ pub(super) async fn run(
     environment: &Environment,
 ) -> Result<(), CliError> {
     let profile = profile(args)?;
-    let sizes = match &args.image {
-        Some(image) => image_sizes(args, image, config()?).await?,
-        None => args.layer_sizes.iter().map(|size| size.0).collect(),
+    let subject = match (&args.analysis, &args.image) {
+        (Some(file), _) => analysed(file)?,
+        (None, Some(image)) => subject(args, &image_sizes(args, image, config()?).await?),
+        (None, None) => {
+            subject(args, &args.layer_sizes.iter().map(|size| size.0).collect::<Vec<_>>())
+        }
     };
-    let subject = subject(args, &sizes);
     let mut models = args.model.clone();
     if models.is_empty() {
         models = vec![Model::Containerd, Model::ContainerdParallel, Model::Hoist];
@@ -165,14 +172,21 @@ fn profile(args: &Simulate) -> Result<Profile, CliError> {
     rates.downloads = args.downloads.or(rates.downloads);
     rates.cores = args.cores.unwrap_or(rates.cores);
     rates.disk = args.disk.or(rates.disk);
-    rates.latency = args.latency.unwrap_or(rates.latency);
+    if let Some(latency) = args.latency {
+        rates.latency = latency;
+        profile.models.values_mut().for_each(|m| m.latency = None);
+    }
     if let Some(extract) = args.extract {
         // A rate by hand holds for every model, and says all there is to say of the chain.
         (rates.extract, rates.per_core) = (extract, None);
-        profile.models.values_mut().for_each(|m| (m.extract, m.per_core) = (None, None));
+        (rates.unpack, rates.unpack_per_core) = (None, None);
+        for other in profile.models.values_mut() {
+            (other.extract, other.per_core) = (None, None);
+            (other.unpack, other.unpack_per_core) = (None, None);
+        }
     }
     if let Some(file) = args.per_file {
-        rates.per_file = file;
+        profile.rates.per_file = file;
         profile.models.values_mut().for_each(|m| m.per_file = None);
     }
     Ok(profile)
@@ -202,6 +216,33 @@ async fn image_sizes(
     let reference = pull::parse_reference(image)?;
     let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
     Ok(plan.layers.iter().map(|layer| layer.size as f64).collect())
+}
+
+/// The layers of an analysis, each with its own files and its own expansion.
+fn analysed(file: &Path) -> Result<Subject, CliError> {
+    #[derive(serde::Deserialize)]
+    struct Layer {
+        size: f64,
+        archive_bytes: f64,
+        entries: f64,
+    }
+    #[derive(serde::Deserialize)]
+    struct Analysed {
+        image: String,
+        layers: Vec<Layer>,
+    }
+    let path = || file.to_owned();
+    let text = std::fs::read_to_string(file)
+        .map_err(|source| CliError::ReadAnalysis { path: path(), source })?;
+    let found: Analysed = serde_json::from_str(&text)
+        .map_err(|source| CliError::Analysis { path: path(), source })?;
+    let layers = found.layers.iter().map(|layer| Load {
+        bytes: layer.size,
+        unpacked: layer.archive_bytes,
+        files: layer.entries,
+        extract: None,
+    });
+    Ok(Subject { layers: layers.collect(), title: found.image })
 }
 
 /// A manifest says nothing of files and of unpacked sizes: they are spread over the bytes.
@@ -263,6 +304,9 @@ fn assumed(rates: &Rates, profile: &Profile) -> String {
     if let Some(core) = rates.per_core {
         parts.push(format!("{core} a core"));
     }
+    if let Some(unpack) = rates.unpack.or(rates.unpack_per_core) {
+        parts.push(format!("unpack {unpack}"));
+    }
     parts.push(format!("{} cores", rates.cores));
     if rates.per_file.0 > 0.0 {
         parts.push(format!("{} a file", rates.per_file));
@@ -277,7 +321,8 @@ fn assumed(rates: &Rates, profile: &Profile) -> String {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for (model, other) in &profile.models {
         let Some(extract) = other.extract else { continue };
-        let what = format!("extract {extract}");
+        let unpack = other.unpack.map(|rate| format!(", unpack {rate}")).unwrap_or_default();
+        let what = format!("extract {extract}{unpack}");
         match said.iter_mut().find(|(known, _)| *known == what) {
             Some((_, models)) => models.push(model.as_str()),
             None => said.push((what, vec![model.as_str()])),

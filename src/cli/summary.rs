@@ -31,7 +31,7 @@ fn bottleneck(pull: &PullReport) -> &'static str {
 pub(super) fn whole(pull: &PullReport) -> String {
     let mut out = format!(
         "{}: {} in {}, {} compressed, {} unpacked{}\n",
-        pull.image,
+        printable(&pull.image),
         pull.state.as_str(),
         seconds(pull.seconds),
         bytes(pull.size()),
@@ -40,7 +40,7 @@ pub(super) fn whole(pull: &PullReport) -> String {
             .map_or(String::new(), |s| format!(" (manifest and configuration: {})", seconds(s))),
     );
     if let PullState::Failed(reason) | PullState::FellBack(reason) = &pull.state {
-        out += &format!("  {reason}\n");
+        out += &format!("  {}\n", printable(reason));
     }
     // A pull that failed at the manifest has none.
     if !pull.layers.is_empty() {

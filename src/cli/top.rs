@@ -24,8 +24,8 @@ use screen::Screen;
 /// Ended pulls that are shown below those under way.
 const ENDED: u32 = 20;
 
-/// Lines and columns where there is no terminal.
-const NO_TERMINAL: (usize, usize) = (100, usize::MAX);
+/// Columns and lines where there is no terminal: nothing is cut.
+const NO_TERMINAL: (usize, usize) = (usize::MAX, usize::MAX);
 
 /// Show what hoistd is at, live: pulls, layers, rates, memory, connections, disk
 ///

@@ -25,7 +25,7 @@ use super::Format;
 use super::cut::{Cut, Cutter, Sizes};
 use super::input::{Input, Supply};
 use super::memory::Memory;
-use super::pool::{Job, OnHelp, Pool, Tools};
+use super::pool::{Job, OnHelp, Pool, Tools, Work};
 
 /// Decoded bytes are handed on in pieces of at most this size, so that the stages behind can start
 /// early. The buffer they lie in returns with the last of them.
@@ -201,7 +201,7 @@ impl Ahead {
         let charged = segment.capacity();
         let job = Arc::new(Job::new(self.format, segment, room, self.on_help.clone()));
         self.line.push_back((Arc::clone(&job), charged));
-        self.pool.submit(job);
+        self.pool.submit(job as Arc<dyn Work>);
         self.start_over();
         true
     }

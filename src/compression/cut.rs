@@ -19,6 +19,9 @@ pub(super) struct Sizes {
     pub(super) max_content: usize,
     /// A frame that is longer likewise.
     pub(super) max_compressed: usize,
+    /// Compressed bytes of a part that is decoded on a guess, at most: a block of some tens of KiB is
+    /// looked for in each.
+    pub(super) part: usize,
 }
 
 impl Sizes {
@@ -29,6 +32,7 @@ impl Sizes {
         target_compressed: 512 << 10,
         max_content: 16 << 20,
         max_compressed: 8 << 20,
+        part: 1 << 20,
     };
 }
 

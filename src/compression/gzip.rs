@@ -12,7 +12,7 @@ use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use super::input::Input;
 use super::{CompressionError, Format};
-use crate::sys::inflate::Inflate;
+use crate::sys::inflate::{Inflate, Step};
 
 /// Base-2 logarithm of deflate's largest window, which every gzip member may use.
 const WINDOW_BITS: u8 = 15;
@@ -65,16 +65,14 @@ impl Gzip {
                 (self.in_member, self.length) = (true, 0);
                 continue;
             }
-            let step = match self.inflate.inflate(piece, &mut out[filled..]) {
+            let step = match self.step(piece, &mut out[filled..]) {
                 Ok(step) => step,
                 Err(what) => return Err(input.corrupt(format, what)),
             };
             input.take(step.taken);
             filled += step.written;
-            self.length = self.length.wrapping_add(step.written as u32);
             if step.ended {
-                self.trailer(input)?;
-                self.in_member = false;
+                self.end_member(input)?;
                 break;
             }
             if step.taken == 0 && step.written == 0 {
@@ -85,6 +83,30 @@ impl Gzip {
             }
         }
         Ok(filled)
+    }
+
+    /// Goes on with the member that is in work.
+    pub(super) fn step(&mut self, piece: &[u8], out: &mut [u8]) -> Result<Step, &'static str> {
+        let step = self.inflate.inflate(piece, out)?;
+        self.passed(step.written);
+        Ok(step)
+    }
+
+    /// Notes that `count` bytes of the member came from elsewhere.
+    pub(super) fn passed(&mut self, count: usize) {
+        self.length = self.length.wrapping_add(count as u32);
+    }
+
+    /// The member's deflate stream has ended: what is behind it is next in `input`.
+    pub(super) fn end_member(&mut self, input: &mut Input) -> Result<(), CompressionError> {
+        self.trailer(input)?;
+        self.in_member = false;
+        Ok(())
+    }
+
+    /// The decoder of the member that is in work.
+    pub(super) fn inflate(&mut self) -> &mut Inflate {
+        &mut self.inflate
     }
 
     /// Reads the member's CRC and length, of which the decoder may have taken some bytes already.

@@ -108,6 +108,11 @@ impl Input {
         self.taken += count as u64;
     }
 
+    /// Compressed bytes that were taken and not given back.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// How many bytes are at hand in one piece.
     pub(super) fn at_hand(&self) -> usize {
         self.piece.len()

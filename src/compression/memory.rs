@@ -31,6 +31,8 @@ struct State {
     granted: u64,
     /// Bytes in use: compressed ones, and the capacity of buffers on loan.
     used: u64,
+    /// Bytes that somebody will use.
+    promised: u64,
     /// Buffers that have come back; using them again spares the page faults of fresh memory.
     idle: Vec<Vec<u8>>,
     /// In the budget, and in the bound over all streams.
@@ -47,7 +49,7 @@ impl State {
     /// Makes room for `bytes`, at the price of idle buffers if need be.
     fn charge(&mut self, bytes: u64) -> bool {
         let mut idle: u64 = self.idle.iter().map(|buffer| buffer.capacity() as u64).sum();
-        if self.used + bytes > self.granted {
+        if self.used + self.promised + bytes > self.granted {
             return false;
         }
         while self.used + idle + bytes > self.granted {
@@ -107,7 +109,58 @@ impl Memory {
 
     /// An empty buffer of at least that capacity, if there is room for it.
     pub(super) fn buffer(&self, capacity: usize) -> Option<Buffer> {
+        self.held.buffer(self.held.state(), capacity)
+    }
+
+    /// Who may promise some of it to others.
+    pub(super) fn lender(&self) -> Lender {
+        Lender(Arc::clone(&self.held))
+    }
+}
+
+/// Promises bytes of a stream's memory.
+pub(super) struct Lender(Arc<Held>);
+
+impl Lender {
+    /// Sets `bytes` aside, if they are not in use.
+    pub(super) fn promise(&self, bytes: u64) -> Option<Promise> {
+        let mut state = self.0.state();
+        if state.used + state.promised + bytes > state.granted {
+            return None;
+        }
+        state.promised += bytes;
+        Some(Promise { held: Arc::clone(&self.0), bytes })
+    }
+}
+
+/// Bytes that are set aside for buffers; what was not taken returns when it is dropped.
+pub(super) struct Promise {
+    held: Arc<Held>,
+    bytes: u64,
+}
+
+impl Promise {
+    /// An empty buffer of at least that capacity, if so much was promised.
+    pub(super) fn buffer(&mut self, capacity: usize) -> Option<Buffer> {
+        self.bytes = self.bytes.checked_sub(capacity as u64)?;
         let mut state = self.held.state();
+        state.promised -= capacity as u64;
+        self.held.buffer(state, capacity)
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.held.state().promised -= self.bytes;
+    }
+}
+
+impl Held {
+    fn buffer(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        capacity: usize,
+    ) -> Option<Buffer> {
         let fits =
             |buffer: &Vec<u8>| buffer.capacity() >= capacity && buffer.capacity() / 2 <= capacity;
         let (bytes, charged) = if let Some(index) = state.idle.iter().position(fits) {
@@ -121,7 +174,7 @@ impl Memory {
             return None;
         };
         drop(state);
-        Some(Buffer { bytes, charged, home: Arc::clone(&self.held) })
+        Some(Buffer { bytes, charged, home: Arc::clone(self) })
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use super::Format;
 use super::cut::Sizes;
 use super::gzip::Members;
 use super::memory::Buffer;
+use super::speculative::Inflater;
 use super::zstandard::Frames;
 use crate::budget::Budget;
 
@@ -40,19 +42,30 @@ impl Drop for Handle {
     }
 }
 
+/// A stream that is decoded.
+pub(super) struct Entered(Pool);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.0.0.streams.fetch_sub(1, Relaxed);
+    }
+}
+
 struct Shared {
     helpers: usize,
     idle: Duration,
     sizes: Sizes,
     budget: Budget,
     lent: Budget,
+    /// Streams that are decoded now.
+    streams: AtomicUsize,
     queue: Mutex<Queue>,
     work: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Arc<Job>>,
+    jobs: VecDeque<Arc<dyn Work>>,
     threads: usize,
     waiting: usize,
     closed: bool,
@@ -86,6 +99,7 @@ impl Pool {
             sizes,
             budget,
             lent: Budget::new(lent_bytes),
+            streams: AtomicUsize::new(0),
             queue: Mutex::default(),
             work: Condvar::new(),
         }))))
@@ -110,13 +124,25 @@ impl Pool {
         &self.0.0.lent
     }
 
+    /// Counts a stream among those that are decoded, until what is returned is dropped.
+    pub(super) fn enter(&self) -> Entered {
+        self.0.0.streams.fetch_add(1, Relaxed);
+        Entered(self.clone())
+    }
+
+    /// Threads that no other stream has for its own, the asking one's counted.
+    pub(super) fn idle_threads(&self) -> usize {
+        let others = self.0.0.streams.load(Relaxed).saturating_sub(1);
+        (self.helpers() + 1).saturating_sub(others)
+    }
+
     /// Helpers that exist now.
     pub fn threads(&self) -> usize {
         self.0.0.queue().threads
     }
 
-    /// Queues a segment, and begins one more helper if all are busy.
-    pub(super) fn submit(&self, job: Arc<Job>) {
+    /// Queues work, and begins one more helper if all are busy.
+    pub(super) fn submit(&self, job: Arc<dyn Work>) {
         let shared = &self.0.0;
         let mut queue = shared.queue();
         if queue.jobs.len() >= queue.waiting && queue.threads < shared.helpers {
@@ -177,11 +203,20 @@ fn help(shared: &Shared) {
         drop(queue);
         let from = Instant::now();
         if job.run(&mut tools)
-            && let Some(on_help) = &job.on_help
+            && let Some(on_help) = job.on_help()
         {
             on_help(from, Instant::now());
         }
     }
+}
+
+/// What a helper can do.
+pub(super) trait Work: Send + Sync {
+    /// Does it, unless there is nothing left to be done; whether something was.
+    fn run(&self, tools: &mut Tools) -> bool;
+
+    /// Who is told of the time it took.
+    fn on_help(&self) -> Option<&OnHelp>;
 }
 
 /// A thread's decoders, made when they are first needed.
@@ -189,9 +224,15 @@ fn help(shared: &Shared) {
 pub(super) struct Tools {
     frames: Option<Frames>,
     members: Option<Members>,
+    inflater: Option<Inflater>,
 }
 
 impl Tools {
+    /// Who inflates from the middle of a stream.
+    pub(super) fn inflater(&mut self) -> &mut Inflater {
+        self.inflater.get_or_insert_with(Inflater::new)
+    }
+
     /// Whether `compressed` is whole frames or members that `out` has room for; then they are in it.
     fn decode(&mut self, format: Format, compressed: &[u8], out: &mut Vec<u8>) -> bool {
         match format {
@@ -245,26 +286,6 @@ impl Job {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decodes it, unless somebody else does; whether it was done here.
-    pub(super) fn run(&self, tools: &mut Tools) -> bool {
-        let mut state = self.state();
-        let (compressed, mut room) = match std::mem::replace(&mut *state, State::Running) {
-            State::Waiting(compressed, room) => (compressed, room),
-            other => {
-                *state = other;
-                return false;
-            }
-        };
-        drop(state);
-        // A panic is a defect; to the stream it is one more segment that has to be done serially.
-        let decode = || tools.decode(self.format, &compressed, room.bytes());
-        let decoded = catch_unwind(AssertUnwindSafe(decode)).unwrap_or(false);
-        let ended = Ended { compressed, decoded: decoded.then(|| room.freeze()) };
-        *self.state() = State::Ended(ended);
-        self.ended.notify_all();
-        true
-    }
-
     pub(super) fn has_ended(&self) -> bool {
         matches!(*self.state(), State::Ended(_))
     }
@@ -297,5 +318,31 @@ impl Job {
         if !matches!(*state, State::Running) {
             *state = State::Gone;
         }
+    }
+}
+
+impl Work for Job {
+    /// Decodes it, unless somebody else does; whether it was done here.
+    fn run(&self, tools: &mut Tools) -> bool {
+        let mut state = self.state();
+        let (compressed, mut room) = match std::mem::replace(&mut *state, State::Running) {
+            State::Waiting(compressed, room) => (compressed, room),
+            other => {
+                *state = other;
+                return false;
+            }
+        };
+        drop(state);
+        // A panic is a defect; to the stream it is one more segment that has to be done serially.
+        let decode = || tools.decode(self.format, &compressed, room.bytes());
+        let decoded = catch_unwind(AssertUnwindSafe(decode)).unwrap_or(false);
+        let ended = Ended { compressed, decoded: decoded.then(|| room.freeze()) };
+        *self.state() = State::Ended(ended);
+        self.ended.notify_all();
+        true
+    }
+
+    fn on_help(&self) -> Option<&OnHelp> {
+        self.on_help.as_ref()
     }
 }

@@ -3,6 +3,7 @@ use std::io::Write as _;
 use super::*;
 
 mod ahead;
+mod speculative;
 
 fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
@@ -173,7 +174,7 @@ fn a_window_above_what_it_may_take_is_told_before_memory_is_set_aside() {
     }
 }
 
-mod deflate {
+pub(super) mod deflate {
     //! What ISA-L makes of gzip streams, held against zlib-rs.
 
     use proptest::prelude::*;
@@ -193,7 +194,7 @@ mod deflate {
     }
 
     /// Data of several kinds of blocks: text, noise (stored), runs, long distances.
-    fn content() -> impl Strategy<Value = Vec<u8>> {
+    pub(in crate::compression) fn content() -> impl Strategy<Value = Vec<u8>> {
         let part = prop_oneof![
             (1..3000usize).prop_map(sample),
             prop::collection::vec(any::<u8>(), 1..3000),
@@ -203,7 +204,7 @@ mod deflate {
         prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
     }
 
-    fn member(data: &[u8], level: u32, fields: u8) -> Vec<u8> {
+    pub(super) fn member(data: &[u8], level: u32, fields: u8) -> Vec<u8> {
         let mut builder = flate2::GzBuilder::new().mtime(7);
         if fields & 1 != 0 {
             builder = builder.filename("a name");

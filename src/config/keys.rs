@@ -9,7 +9,7 @@ use super::kinds::{
 use super::reader::{Document, Section};
 use super::{
     Backend, Cleanup, Config, ContentStore, Cri, Fetch, History, ImageLabel, Limits, Log,
-    LogFormat, Metrics, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Sync,
+    LogFormat, Metrics, Mistake, OfRegistry, OnError, Priority, Pull, Registry, Speculation, Sync,
 };
 
 /// The least limit of bandwidth, in bytes a second: below it hosts end answers that nobody reads.
@@ -73,6 +73,8 @@ fn together(config: &Config, root: &mut Section<'_, '_>) {
 
 fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
     let s = &mut section;
+    let speculation =
+        [("auto", Speculation::Auto), ("on", Speculation::On), ("off", Speculation::Off)];
     let limits = Limits {
         memory_budget_bytes: size(
             s,
@@ -84,6 +86,7 @@ fn limits(mut section: Section<'_, '_>, defaults: Limits) -> Limits {
         layers_at_once: count(s, "layers_at_once", defaults.layers_at_once, 64),
         writers_per_layer: count(s, "writers_per_layer", defaults.writers_per_layer, 64),
         decompress_threads: count(s, "decompress_threads", defaults.decompress_threads, 64),
+        speculative_gzip: word(s, "speculative_gzip", defaults.speculative_gzip, &speculation),
         max_unpacked_bytes: size(s, "max_unpacked", defaults.max_unpacked_bytes, (MIB, 64 * TIB)),
         // Less would keep a writer waiting for seconds with its buffers.
         disk_bytes_per_second: rate(s, "disk_rate", defaults.disk_bytes_per_second, MIB),

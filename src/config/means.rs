@@ -67,6 +67,7 @@ impl Config {
         pull::Decompression {
             pool: Some(pool),
             window_bytes: window_bytes.min(compression::WINDOW_BYTES_MAX),
+            speculation: self.limits.speculative_gzip,
         }
     }
 

@@ -141,11 +141,13 @@ fn keys_that_do_not_go_together() {
 
 #[test]
 fn what_is_set_is_read() {
-    let text = "[limits]\nlayers_at_once = 7\nmax_unpacked = \"1GiB\"\n[metrics]\naddress = \"off\"\n\
+    let text = "[limits]\nlayers_at_once = 7\nmax_unpacked = \"1GiB\"\nspeculative_gzip = \"on\"\n[metrics]\naddress = \"off\"\n\
                 [pull]\non_error = \"fail\"\ndeadline = \"2m\"\n[log]\nlevel = \"info,hoist=debug\"\n";
     let config = Config::parse(text, defaults()).expect("it is right");
     assert_eq!(config.limits.layers_at_once, 7);
     assert_eq!(config.limits.max_unpacked_bytes, 1 << 30);
+    assert_eq!(config.limits.speculative_gzip, Speculation::On);
+    assert_eq!(config.decompression(&config.budget()).speculation, Speculation::On);
     assert_eq!(config.metrics.address, None);
     assert_eq!(config.pull.on_error, OnError::Fail);
     assert_eq!(config.pull.deadline, Duration::from_secs(120));

@@ -18,6 +18,12 @@ const UNITS: u64 = 128;
 const LEVEL_19_SIZE: f64 = 0.77;
 const LEVEL_19_SPEED: f64 = 0.63;
 
+/// The same for all that is done to an unpacked byte, of which decompressing is not half.
+const LEVEL_19_CHAIN: f64 = 0.8;
+
+/// What a compressed byte becomes, where only the choice of a level hangs on it.
+const USUAL_EXPANSION: f64 = 2.5;
+
 /// What another level than the usual one must gain: it costs whoever converts hundred times the time.
 const LEVEL_WORTH: f64 = 0.05;
 
@@ -58,7 +64,10 @@ impl Puller {
         // A compressed byte of level 19 holds more, and takes longer.
         slower.extract.0 *= LEVEL_19_SIZE * speed;
         slower.per_core.iter_mut().for_each(|rate| rate.0 *= LEVEL_19_SIZE * speed);
-        let load = |bytes: f64| Load { bytes: bytes / 3.0, ..Load::default() };
+        let unpack = slower.unpack.iter_mut().chain(&mut slower.unpack_per_core);
+        unpack.for_each(|rate| rate.0 *= LEVEL_19_CHAIN);
+        let unpacked = bytes * USUAL_EXPANSION / 3.0;
+        let load = |bytes: f64| Load { bytes: bytes / 3.0, unpacked, ..Load::default() };
         let three = |bytes: f64| vec![load(bytes); 3];
         let usual = simulate(&three(bytes), &rates, self.model).seconds;
         let small = simulate(&three(bytes * LEVEL_19_SIZE), &slower, self.model).seconds;

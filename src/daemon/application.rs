@@ -24,9 +24,10 @@ use super::logging::Level;
 use super::signals::{Ended, Signals, Wish};
 use super::sockets::{self, SocketFile};
 use super::wiring::Engine;
-use super::{cri, http, notify, prefetch, reload};
+use super::{cri, http, notify, prefetch, reload, rest};
 use crate::config::{Config, Cri, Environment};
 use crate::otlp::Exporter;
+use crate::sys::heap;
 use crate::timeline::{History, LayerState};
 
 /// How often a draining daemon looks whether pulls are under way.
@@ -137,6 +138,7 @@ impl Application {
         }
         let watchdog = tokio::spawn(watch(Arc::clone(&state)));
         let expiry = tokio::spawn(prefetch::expire(Arc::clone(&state)));
+        let rest = tokio::spawn(rest_after_pulls(Arc::clone(&state)));
         notify::ready();
         tracing::info!("ready");
         loop {
@@ -173,6 +175,7 @@ impl Application {
         }
         watchdog.abort();
         expiry.abort();
+        rest.abort();
         tracing::info!("hoistd ends");
         Ok(ended)
     }
@@ -251,6 +254,17 @@ fn at_work(history: &History) -> bool {
     let pulls = history.list(0);
     // A pull without layers has not got its manifest yet.
     pulls.iter().any(|p| p.layers.is_empty() || p.layers.iter().any(|layer| busy(&layer.state)))
+}
+
+/// Gives memory back when pulls have ended.
+async fn rest_after_pulls(state: Arc<State>) {
+    let engine = &state.engine;
+    let give_back = async || {
+        // It cannot fail but by a panic, of which there is none.
+        let _ = tokio::task::spawn_blocking(heap::give_back).await;
+        tracing::debug!("memory of pulls is given back");
+    };
+    rest::rest(&engine.pull_ended, || engine.history.running() > 0, give_back).await;
 }
 
 /// Tells systemd's watchdog that the daemon lives: that is, that its store answers.

@@ -26,6 +26,9 @@ pub(super) const SCRIPT: &str = include_str!("page/hoist.js");
 const BUSY_SECONDS: u32 = 1;
 const IDLE_SECONDS: u32 = 5;
 
+/// Characters of a reason in the list: two lines of it, or six of a telephone's.
+const REASON_CHARS: usize = 160;
+
 /// A whole page; `live` says how often its main part changes.
 fn page(title: &str, main: &str, live: Option<u32>) -> String {
     let live = live.map_or(String::new(), |every| format!(" data-live=\"{every}\""));
@@ -109,11 +112,12 @@ fn row(main: &mut String, report: &PullReport) {
         report.judgement.as_ref().map_or("-", |judgement| judgement.bottleneck.words());
     let _ = write!(
         main,
-        "<tr><td class=\"image\"><a href=\"/pulls/{}\">{}</a></td><td>{}</td><td>{bottleneck}</td>\
+        "<tr><td class=\"image\"><a href=\"/pulls/{}\">{}</a>{}</td><td>{}</td><td>{bottleneck}</td>\
          <td class=\"n\">{}</td><td class=\"n more\">{}</td><td class=\"n more\">{}</td>\
          <td class=\"n more\">{}</td><td class=\"more\">{}</td></tr>",
         report.id,
         breakable(&report.image),
+        why(&report.state),
         state(&report.state),
         seconds(report.seconds),
         report.layers.len(),
@@ -138,12 +142,33 @@ fn state(state: &PullState) -> String {
     format!("<span class=\"{class}\">{}</span>", state.as_str())
 }
 
+/// The begin of the reason why a pull did not end well, which its own page has whole.
+fn why(state: &PullState) -> String {
+    let (PullState::Failed(reason) | PullState::FellBack(reason)) = state else {
+        return String::new();
+    };
+    let mut begin: String = reason.chars().take(REASON_CHARS).collect();
+    if begin.len() < reason.len() {
+        begin.push('…');
+    }
+    format!("<span class=\"why dim\">{}</span>", escaped(&begin))
+}
+
 /// When it began: 24 Nov 2026 14:03:05 GMT.
 fn began(report: &PullReport) -> String {
     let since = Duration::try_from_secs_f64(report.began_unix_seconds).unwrap_or_default();
     let at = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));
     let text = at.map(httpdate::fmt_http_date).unwrap_or_default();
-    text.split_once(", ").map_or(String::new(), |(_, rest)| rest.to_owned())
+    let shown = text.split_once(", ").map_or("", |(_, rest)| rest);
+    format!("<time datetime=\"{}\">{shown}</time>", machine_time(shown).unwrap_or_default())
+}
+
+/// 24 Nov 2026 14:03:05 GMT as HTML has it for programs: 2026-11-24T14:03:05Z.
+fn machine_time(shown: &str) -> Option<String> {
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let [day, month, year, time, _] = shown.split(' ').collect::<Vec<_>>().try_into().ok()?;
+    let month = MONTHS.find(month)? / 3 + 1;
+    Some(format!("{year}-{month:02}-{day}T{time}Z"))
 }
 
 #[cfg(test)]
@@ -185,7 +210,10 @@ mod tests {
                 );
             }
         }
+        let list = pulls(&history.list(9));
+        assert!(list.contains("<span class=\"why dim\">&lt;b&gt;a &amp; "), "{list}");
         let failed = pull(&history.get(2).unwrap());
+        assert!(failed.contains("ended before it came to a layer") && !failed.contains("<svg"));
         assert!(failed.contains("&lt;b&gt;a &amp; &quot;b&quot;&lt;/b&gt;"), "{failed}");
     }
 
@@ -204,7 +232,8 @@ mod tests {
     fn a_date_is_one_whatever_the_clock_says() {
         let mut report = history().get(1).unwrap();
         report.began_unix_seconds = 1_790_000_000.0;
-        assert_eq!(began(&report), "21 Sep 2026 14:13:20 GMT");
+        let expected = "<time datetime=\"2026-09-21T14:13:20Z\">21 Sep 2026 14:13:20 GMT</time>";
+        assert_eq!(began(&report), expected);
         for odd in [-1.0, f64::NAN, 1e300] {
             report.began_unix_seconds = odd;
             began(&report);

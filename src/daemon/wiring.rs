@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 
 use super::error::DaemonError;
 use super::observe;
@@ -18,11 +19,11 @@ use crate::budget::rate::RateLimit;
 use crate::config::{Config, MinFree, OnError};
 use crate::fetch::Fetcher;
 use crate::image::Platform;
-use crate::metrics::{Metrics, RateNow};
+use crate::metrics::{Known, Metrics, RateNow};
 use crate::otlp::Exporter;
 use crate::pull::trees::{HeldTree, TreeStore};
 use crate::pull::{self, Keeper, PullError, Puller};
-use crate::registry::{self, Keychain, Registry};
+use crate::registry::{self, Keychain, Registry, RegistryError};
 use crate::snapshots::{self, Claim, ClaimError, LayerSource, OnCall, Snapshots};
 use crate::timeline::{Bottleneck, History, LayerState, Phase, PullReport};
 use crate::unpack::{self, UnpackError};
@@ -45,6 +46,8 @@ pub(super) struct Engine {
     on_error: OnError,
     /// What a kubelet passed.
     pub(super) keychain: Keychain,
+    /// Told when a pull has ended.
+    pub(super) pull_ended: Arc<Notify>,
 }
 
 impl Engine {
@@ -55,7 +58,12 @@ impl Engine {
         traces: Option<Exporter>,
     ) -> Result<Self, DaemonError> {
         let metrics = Arc::new(Metrics::new(config.metrics.image_label));
-        metrics.known(&Phase::ALL.map(Phase::as_str), &Bottleneck::ALL.map(Bottleneck::as_str));
+        metrics.known(&Known {
+            phases: &Phase::ALL.map(Phase::as_str),
+            bottlenecks: &Bottleneck::ALL.map(Bottleneck::as_str),
+            kinds: &PullError::KINDS,
+            causes: &RegistryError::CAUSES,
+        });
         let budget = config.budget();
         let counted = Arc::clone(&metrics);
         let options = snapshots::Options {
@@ -74,14 +82,17 @@ impl Engine {
             true => None,
             false => Some(fetcher(config, &budget, &metrics, &keychain)?),
         };
+        let pull_ended = Arc::new(Notify::new());
         let ended = {
             let (metrics, traces) = (Arc::clone(&metrics), traces.clone());
+            let pull_ended = Arc::clone(&pull_ended);
             move |report: &PullReport| {
                 observe::count(&metrics, report);
                 observe::log(report);
                 if let Some(traces) = &traces {
                     traces.send(report);
                 }
+                pull_ended.notify_one();
             }
         };
         let unpack = config.unpack_options();
@@ -102,6 +113,7 @@ impl Engine {
             min_free: config.limits.min_free,
             on_error,
             keychain,
+            pull_ended,
         })
     }
 

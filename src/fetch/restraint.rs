@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::budget::rate::RateLimit;
+use crate::budget::turns::{Class, Standing};
 use crate::timeline::{LayerRecorder, Limit, Stall};
 
 /// What one registry may be asked.
@@ -98,30 +99,69 @@ impl InForce {
 }
 
 impl Held {
-    /// Waits until so many bytes that have come may have come. What is not read meanwhile holds the
-    /// sender up by TCP's own window.
-    pub(super) async fn came(&self, bytes: u64, recorder: &LayerRecorder) {
+    /// Waits until so many bytes that have come may have come, of a layer of this `standing`. What is not read meanwhile
+    /// holds the sender up by TCP's own window.
+    pub(super) async fn came(&self, bytes: u64, standing: &Standing, recorder: &LayerRecorder) {
+        let from = Instant::now();
+        let held = match standing.class() {
+            Class::Waited => self.waited_for(bytes).await,
+            Class::Ahead => self.ahead(bytes, standing).await,
+        };
+        let Some((bytes_per_second, registry)) = held else { return };
+        recorder.stalled(Stall::Bandwidth, from);
+        recorder.limited(&Limit {
+            stall: Stall::Bandwidth,
+            bytes_per_second,
+            registry: registry.map(str::to_owned),
+        });
+    }
+
+    /// The rate that held it up, and whose that is.
+    async fn waited_for(&self, bytes: u64) -> Option<(u64, Option<&str>)> {
         let all = self.all.take(bytes);
         let registry = self.registry.as_ref().and_then(|of| Some((of, of.rate.take(bytes)?)));
         let named = registry.map(|(of, turn)| (turn, Some(&*of.name)));
         // Both are owed; whichever takes longer is the one that held it up.
         let later = all.map(|turn| (turn, None)).into_iter().chain(named);
-        let Some((turn, registry)) = later.max_by_key(|(turn, _)| turn.at) else { return };
-        let from = Instant::now();
+        let (turn, registry) = later.max_by_key(|(turn, _)| turn.at)?;
         turn.wait().await;
-        recorder.stalled(Stall::Bandwidth, from);
-        recorder.limited(&Limit {
-            stall: Stall::Bandwidth,
-            bytes_per_second: turn.bytes_per_second,
-            registry: registry.map(str::to_owned),
-        });
+        Some((turn.bytes_per_second, registry))
+    }
+
+    /// The same for a layer that nobody waits for: at each limit the others go first.
+    async fn ahead(&self, bytes: u64, standing: &Standing) -> Option<(u64, Option<&str>)> {
+        let since = tokio::time::Instant::now();
+        let named = self.registry.as_ref().map(|of| (&of.rate, Some(&*of.name)));
+        let mut held = None;
+        for (rate, name) in named.into_iter().chain([(&self.all, None)]) {
+            let goes_first = || standing.class() == Class::Waited;
+            let yielded = rate.take_after_others(bytes, since, goes_first).await;
+            let mut waited_for = yielded.waited_for;
+            if !yielded.taken
+                && let Some(turn) = rate.take(bytes)
+            {
+                waited_for = Some(turn.bytes_per_second);
+                turn.wait().await;
+            }
+            held = waited_for.map(|rate| (rate, name)).or(held);
+        }
+        held
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::turns::Party;
     use std::time::Duration;
+
+    fn waited() -> Arc<Standing> {
+        Standing::new(Party::new(), 1, 1)
+    }
+
+    fn ahead() -> Arc<Standing> {
+        waited().of_class(Class::Ahead)
+    }
 
     fn restraints(all: Option<u64>, registries: &[(&str, u64)]) -> Restraints {
         let of = |&(name, rate): &(&str, u64)| {
@@ -140,7 +180,7 @@ mod tests {
                 tokio::spawn(async move {
                     let recorder = LayerRecorder::detached();
                     for _ in 0..pieces {
-                        held.came(10_000, &recorder).await;
+                        held.came(10_000, &waited(), &recorder).await;
                     }
                     began.elapsed()
                 })
@@ -185,9 +225,9 @@ mod tests {
         in_force.set(&restraints(None, &[("stays", 100_000), ("new", 7)]));
         let recorder = LayerRecorder::detached();
         let began = tokio::time::Instant::now();
-        gone.came(1 << 30, &recorder).await;
+        gone.came(1 << 30, &waited(), &recorder).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
-        stays.came(200_000, &recorder).await;
+        stays.came(200_000, &waited(), &recorder).await;
         assert!(about(began.elapsed(), 2.0), "{:?}", began.elapsed());
         let mut rates: Vec<_> = in_force
             .rates()
@@ -204,14 +244,50 @@ mod tests {
         let in_force = InForce::default();
         in_force.set(&restraints(Some(1_000_000), &[("slow", 10_000)]));
         let recorder = LayerRecorder::detached();
-        in_force.held("slow").came(10_000, &recorder).await;
+        in_force.held("slow").came(10_000, &waited(), &recorder).await;
         let report = recorder.report();
         let limit = &report.limits[0];
         assert_eq!(limit.registry.as_deref(), Some("slow"));
         assert_eq!((limit.stall, limit.bytes_per_second), (Stall::Bandwidth, 10_000));
-        in_force.held("other").came(1_000_000, &recorder).await;
+        in_force.held("other").came(1_000_000, &waited(), &recorder).await;
         let report = recorder.report();
         assert_eq!(report.limits[0].registry, None, "the last one counts");
         assert_eq!(report.limits.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_has_what_the_others_leave() {
+        let in_force = InForce::default();
+        in_force.set(&restraints(Some(100_000), &[("slow", 50_000)]));
+        let began = tokio::time::Instant::now();
+        let fetch = |registry: &str, standing: Arc<Standing>, pieces: u64| {
+            let held = in_force.held(registry);
+            tokio::spawn(async move {
+                let recorder = LayerRecorder::detached();
+                for _ in 0..pieces {
+                    held.came(1000, &standing, &recorder).await;
+                }
+                (began.elapsed(), recorder.report().limits)
+            })
+        };
+        let ahead_of_time = ahead();
+        let prefetch = fetch("slow", Arc::clone(&ahead_of_time), 100);
+        let pull = fetch("quick", waited(), 300);
+        let (took, _) = pull.await.unwrap();
+        // 300 kB at 100 kB/s, and one piece in 33 of the other.
+        assert!(about(took, 3.05), "{took:?}");
+        let (took, limits) = prefetch.await.unwrap();
+        // Some 10 kB by then, and the rest at its own registry's rate.
+        assert!(about(took, 4.8), "{took:?}");
+        assert_eq!(limits.last().unwrap().registry.as_deref(), Some("slow"));
+        // Somebody comes to wait for it: it shares with the others then.
+        let promoted = ahead();
+        let [first, second] = [("a", Arc::clone(&promoted)), ("b", waited())]
+            .map(|(registry, standing)| fetch(registry, standing, 200));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        promoted.promote();
+        let times = [first.await.unwrap().0 - took, second.await.unwrap().0 - took];
+        // The other had half a second alone, and then they shared.
+        assert!(about(times[0], 4.0) && about(times[1], 3.5), "{times:?}");
     }
 }

@@ -277,7 +277,7 @@ impl Transfer {
                 connections.arrived(host, std::mem::take(&mut untold));
             }
             // Before anybody has them, or a layer of one piece would never wait.
-            stream.held.came(piece.len() as u64, &self.recorder).await;
+            stream.held.came(piece.len() as u64, &self.standing, &self.recorder).await;
             let wanted = within(piece, position, *at, part.end);
             *at += wanted.len() as u64;
             self.window.push(part.number, wanted);

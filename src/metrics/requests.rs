@@ -68,6 +68,12 @@ impl RequestMetrics {
         }
     }
 
+    pub(super) fn known(&self, causes: &[&str]) {
+        for cause in causes {
+            self.retries.with_label_values(&[cause]);
+        }
+    }
+
     /// Counts a request that was answered with this code, such as `"206"`, after `seconds`.
     pub fn answered(&self, host: &str, code: &str, seconds: f64) {
         let host = self.hosts.value(host);

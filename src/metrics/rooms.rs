@@ -6,7 +6,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
-use super::{ImageLabel, ImageNames};
+use super::{ImageLabel, ImageNames, Known};
 
 /// From 5 ms, a small layer from a near cache, to ten minutes, a large image over a poor way.
 const PULL_BUCKETS_SECONDS: [f64; 16] = [
@@ -87,6 +87,10 @@ pub struct PhaseSeconds {
     /// What threads or connections were busy in it, added up.
     pub busy: f64,
 }
+
+/// Why a layer is left to containerd, beside the kinds of errors: its Prepare did not say which image
+/// it is for, it took longer than `pull.deadline`, or its tree was swept again and again.
+const FALLBACKS: [&str; 3] = ["unlabelled", "late", "swept"];
 
 /// Of layers that were left to containerd. Clones share their figures.
 #[derive(Clone, Debug)]
@@ -183,14 +187,20 @@ impl PullMetrics {
         }
     }
 
-    pub(super) fn known(&self, phases: &[&str], bottlenecks: &[&str]) {
-        for phase in phases.iter().chain(&["resolve"]) {
+    pub(super) fn known(&self, known: &Known<'_>) {
+        for phase in known.phases.iter().chain(&["resolve"]) {
             self.phase_seconds.with_label_values(&[phase]);
             self.phase_busy_seconds.with_label_values(&[phase]);
         }
-        for bottleneck in bottlenecks {
+        for bottleneck in known.bottlenecks {
             self.bottlenecks.with_label_values(&[bottleneck]);
             self.bottleneck_seconds.with_label_values(&[bottleneck]);
+        }
+        for kind in known.kinds {
+            self.errors.with_label_values(&[kind]);
+        }
+        for reason in known.kinds.iter().chain(&FALLBACKS) {
+            self.fallbacks.0.with_label_values(&[reason]);
         }
         if let Some(image) = self.images.only() {
             self.seconds.with_label_values(&["done", image]);

@@ -28,6 +28,13 @@ pub struct Rates {
     /// spread over several threads. The same as `extract` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_core: Option<Rate>,
+    /// U1: *uncompressed* bytes that the same chain puts out. What a layer takes is the sum: its
+    /// compressed bytes by `extract`, and these. None where `extract` says all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpack: Option<Rate>,
+    /// U: the same of one core that does all of the chain. The same as `unpack` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpack_per_core: Option<Rate>,
     /// C: cores; at least 1.
     pub cores: u32,
     /// τ: what a file costs beside its bytes.
@@ -52,6 +59,8 @@ impl Default for Rates {
             downloads: None,
             extract: Rate(225e6),
             per_core: None,
+            unpack: None,
+            unpack_per_core: None,
             cores: 2,
             per_file: Seconds(0.0),
             disk: None,
@@ -71,6 +80,15 @@ pub struct Deviation {
     /// Instead of [`Rates::per_core`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_core: Option<Rate>,
+    /// Instead of [`Rates::unpack`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpack: Option<Rate>,
+    /// Instead of [`Rates::unpack_per_core`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpack_per_core: Option<Rate>,
+    /// Instead of [`Rates::latency`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Seconds>,
     /// Instead of [`Rates::per_file`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_file: Option<Seconds>,
@@ -140,6 +158,7 @@ impl Profile {
                     extract: Some(Rate(41e6)),
                     per_core: Some(Rate(41e6)),
                     per_file: Some(Seconds(0.0)),
+                    ..Deviation::default()
                 };
                 for model in Model::ALL.into_iter().filter(|model| *model != Model::Hoist) {
                     profile.models.insert(model, go.clone());
@@ -154,6 +173,7 @@ impl Profile {
                     extract: Some(Rate(91e6)),
                     per_core: Some(Rate(91e6)),
                     per_file: Some(Seconds(0.0)),
+                    ..Deviation::default()
                 };
                 for model in Model::ALL.into_iter().filter(|model| *model != Model::Hoist) {
                     profile.models.insert(model, go.clone());
@@ -193,6 +213,9 @@ impl Profile {
             rates.extract = other.extract.unwrap_or(rates.extract);
             rates.per_core = other.per_core.or(rates.per_core);
             rates.per_file = other.per_file.unwrap_or(rates.per_file);
+            rates.unpack = other.unpack.or(rates.unpack);
+            rates.unpack_per_core = other.unpack_per_core.or(rates.unpack_per_core);
+            rates.latency = other.latency.unwrap_or(rates.latency);
         }
         rates
     }

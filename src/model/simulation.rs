@@ -91,11 +91,8 @@ pub fn simulate(layers: &[Load], rates: &Rates, model: Model) -> Prediction {
         now += step;
     }
     let times = going.iter().zip(layers).map(|(going, layer)| {
-        let rest = if shape.streaming {
-            rates.piece.0.min(layer.bytes) / layer.extract.unwrap_or(rates.extract).0
-        } else {
-            0.0
-        };
+        let last = if shape.streaming { rates.piece.0.min(layer.bytes) } else { 0.0 };
+        let rest = last / layer.bytes.max(1.0) * chain_seconds(layer, rates);
         let begin = |began: Option<f64>| began.unwrap_or(rates.latency.0);
         LayerTimes {
             download: Interval { begin: begin(going.download_began), end: going.download_ended },
@@ -108,6 +105,12 @@ pub fn simulate(layers: &[Load], rates: &Rates, model: Model) -> Prediction {
     let layers: Vec<_> = times.collect();
     let seconds = layers.iter().map(|layer| layer.extract.end).fold(rates.latency.0, f64::max);
     Prediction { model, layers, seconds }
+}
+
+/// What the bytes of a layer take in its chain, without its files.
+fn chain_seconds(layer: &Load, rates: &Rates) -> f64 {
+    let extract = layer.extract.unwrap_or(rates.extract).0;
+    layer.bytes / extract + rates.unpack.map_or(0.0, |unpack| layer.unpacked / unpack.0)
 }
 
 /// What all connections of a puller get together.
@@ -127,8 +130,10 @@ impl Going {
         // A codec that is faster in one chain is faster on a core, in proportion.
         let per_core = rates.per_core.map_or(extract, |core| core.0 * extract / rates.extract.0);
         let files = layer.files * rates.per_file.0;
-        let alone = bytes / extract + files;
-        let cores = (bytes / per_core + files) / alone;
+        let alone = chain_seconds(&Load { bytes, ..layer.clone() }, rates) + files;
+        let unpack_per_core = rates.unpack_per_core.or(rates.unpack);
+        let unpacked = unpack_per_core.map_or(0.0, |core| layer.unpacked / core.0);
+        let cores = (bytes / per_core + unpacked + files) / alone;
         let disk = layer.unpacked / alone;
         let per_layer = if shape.ranged { None } else { rates.per_connection };
         Self {

@@ -32,7 +32,10 @@ impl Default for Kind {
 impl Kind {
     /// Seconds of one layer's chain for a compressed byte.
     pub(super) fn seconds_per_byte(&self, rates: &Rates) -> f64 {
-        1.0 / self.extract.unwrap_or(rates.extract).0 + self.files_per_byte * rates.per_file.0
+        let unpacked = rates.unpack.map_or(0.0, |rate| self.expansion / rate.0);
+        1.0 / self.extract.unwrap_or(rates.extract).0
+            + unpacked
+            + self.files_per_byte * rates.per_file.0
     }
 
     /// A layer of it.

@@ -128,6 +128,23 @@ pub enum PullError {
 }
 
 impl PullError {
+    /// What [`PullError::kind`] says of failures; that nobody waited any more is none.
+    pub const KINDS: [&'static str; 13] = [
+        "reference",
+        "registry",
+        "manifest",
+        "no_such_layer",
+        "unsupported",
+        "fetch",
+        "blob_mismatch",
+        "diff_id_mismatch",
+        "decompress",
+        "unpack",
+        "no_space",
+        "store",
+        "internal",
+    ];
+
     /// Whether the bytes were not what the image promises. Such a pull fails; it is never left to
     /// another way of pulling.
     pub fn is_integrity(&self) -> bool {

@@ -18,7 +18,7 @@ use super::layer::{self, Dest, Work};
 use super::trees::{Content, HeldTree, StagedTree, TreeStore};
 use crate::budget::turns::{Class, Gate, Held, Standing};
 use crate::budget::{Budget, Permit};
-use crate::compression::{CompressionError, Pool, Resources};
+use crate::compression::{CompressionError, Pool, Resources, Speculation};
 use crate::fetch::ImageFetcher;
 use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
@@ -71,6 +71,8 @@ pub struct Decompression {
     /// The most that a zstd window may take, in bytes. A layer with a larger window than usual is
     /// begun anew with so much reserved, for which it waits until fewer others are in work.
     pub window_bytes: u64,
+    /// When they help with a layer of a single gzip member too.
+    pub speculation: Speculation,
 }
 
 /// Compressed bytes of a layer that its serial work takes in a second, about: only their ratio
@@ -235,13 +237,24 @@ impl Maker {
     }
 
     /// What decompressing may take, whatever else is in work.
-    fn resources(&self, window_bytes: u64, recorder: &Arc<LayerRecorder>) -> Resources {
+    fn resources(
+        &self,
+        compressed_bytes: u64,
+        window_bytes: u64,
+        recorder: &Arc<LayerRecorder>,
+    ) -> Resources {
         // A layer with a large window may be in work alone because there is no room for more.
         let pool = self.decompression.pool.clone();
         let pool = pool.filter(|_| window_bytes == ORDINARY_WINDOW_BYTES);
         let recorder = Arc::clone(recorder);
         let on_help = move |from, to| recorder.spent(Phase::Decompress, from, to);
-        Resources { window_bytes, pool, on_help: Some(Arc::new(on_help)) }
+        Resources {
+            window_bytes,
+            pool,
+            speculation: self.decompression.speculation,
+            compressed_bytes,
+            on_help: Some(Arc::new(on_help)),
+        }
     }
 
     /// Fetches and unpacks the layer into a tree that is staged.
@@ -266,7 +279,7 @@ impl Maker {
             Some(staged) => Dest::Image { staged, budget: self.budget.clone() },
             None => Dest::Files(staged.path.clone()),
         };
-        let resources = self.resources(window_bytes, &recorder);
+        let resources = self.resources(layer.size, window_bytes, &recorder);
         let (hashers, unpack) = (self.hashers.clone(), self.unpack.clone());
         let work =
             Work { layer, compression, resources, reader, keep, hashers, dest, unpack, recorder };

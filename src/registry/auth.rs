@@ -22,6 +22,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use reqwest::header::HeaderMap;
 use reqwest::{RequestBuilder, StatusCode};
 
@@ -45,6 +47,16 @@ impl Authorization {
         match self {
             Self::Basic(user, password) => request.basic_auth(user, Some(password)),
             Self::Bearer(token) => request.bearer_auth(token),
+        }
+    }
+
+    /// What must not be told of it, in each form that it is sent in.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        match self {
+            Self::Basic(user, password) => {
+                vec![BASE64_STANDARD.encode(format!("{user}:{password}")), password.clone()]
+            }
+            Self::Bearer(token) => vec![token.clone()],
         }
     }
 }

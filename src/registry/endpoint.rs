@@ -91,6 +91,15 @@ pub(super) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
+/// An address without the user and the password that may stand in it.
+pub(super) fn without_user(address: &str) -> String {
+    let (scheme, rest) =
+        address.split_once("://").map_or(("", address), |(scheme, rest)| (scheme, rest));
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let host = rest[..end].rfind('@').map_or(rest, |at| &rest[at + 1..]);
+    if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }
+}
+
 /// Healthy ones first, otherwise in their order.
 pub(super) fn by_health(endpoints: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let (down, up): (Vec<_>, Vec<_>) = endpoints.iter().cloned().partition(|e| e.is_down());

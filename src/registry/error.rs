@@ -287,6 +287,19 @@ impl RegistryError {
         }
     }
 
+    /// What [`RegistryError::cause`] says of that which is worth another try.
+    pub const CAUSES: [&'static str; 9] = [
+        "connect",
+        "send",
+        "stalled",
+        "broken",
+        "range_ignored",
+        "token",
+        "status_429",
+        "status_5xx",
+        "status_other",
+    ];
+
     /// The word for it in metrics' labels; one of a fixed few.
     pub fn cause(&self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 
 use super::auth::Visit;
 use super::clients::is_loopback;
-use super::endpoint::{Endpoint, authority, is_plain};
+use super::endpoint::{Endpoint, authority, is_plain, without_user};
 use super::{RegistryError, Shared, retry};
 
 /// Redirects in a row that are followed.
@@ -21,6 +21,9 @@ const REDIRECTS_MOST: usize = 5;
 
 /// How much of an error's body is shown.
 const DETAIL_CHARS_MOST: usize = 300;
+
+/// What is shorter stands in every answer.
+const SECRET_CHARS_LEAST: usize = 4;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -141,7 +144,7 @@ pub(super) fn location(
     what: &str,
 ) -> Result<Url, RegistryError> {
     let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    let shown = target.map(|t| t.split('?').next().unwrap_or_default().to_owned());
+    let shown = target.map(|t| without_user(t.split('?').next().unwrap_or_default()));
     let refuse = |problem: &str| RegistryError::Redirect {
         host: authority(asked),
         what: what.to_owned(),
@@ -175,6 +178,24 @@ pub(super) fn introduced(
         }
     }
     request
+}
+
+/// The secrets that a request carried, noted with its answer, which may repeat them.
+#[derive(Clone)]
+struct Secrets(Vec<String>);
+
+/// Notes with an answer what its request was [`introduced`] with.
+pub(super) fn note_secrets(
+    response: &mut Response,
+    endpoint: &Endpoint,
+    authorization: Option<&super::auth::Authorization>,
+) {
+    let mut secrets = authorization.map(super::auth::Authorization::secrets).unwrap_or_default();
+    for value in endpoint.config.header.values().filter_map(|value| value.to_str().ok()) {
+        // A scheme before it is none: "Basic", "Bearer".
+        secrets.push(value.rsplit(' ').next().unwrap_or(value).to_owned());
+    }
+    response.extensions_mut().insert(Secrets(secrets));
 }
 
 struct Hop<'a> {
@@ -229,7 +250,10 @@ impl Hop<'_> {
         let metrics = &self.shared.settings.metrics;
         metrics.answered(&authority(url), &code, asked.elapsed().as_secs_f64());
         match answer {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(mut response)) => {
+                note_secrets(&mut response, self.endpoint, self.authorization);
+                Ok(response)
+            }
             Ok(Err(source)) => {
                 let (host, what) = what();
                 Err(RegistryError::Send { host, what, source: source.without_url() })
@@ -286,7 +310,13 @@ pub(super) async fn refusal(
     let first = tokio::time::timeout(wait, response.chunk()).await;
     let first = first.ok().and_then(Result::ok).flatten().unwrap_or_default();
     let text = String::from_utf8_lossy(&first);
-    let text = if own { text.into_owned() } else { of_storage(&text) };
+    let mut text = if own { text.into_owned() } else { of_storage(&text) };
+    // Before it is cut, which could leave half of one.
+    for secret in response.extensions().get::<Secrets>().iter().flat_map(|secrets| &secrets.0) {
+        if secret.len() >= SECRET_CHARS_LEAST {
+            text = text.replace(secret.as_str(), "…");
+        }
+    }
     let text = text.chars().take(DETAIL_CHARS_MOST);
     let text: String = text.map(|c| if c.is_control() { ' ' } else { c }).collect();
     let detail = if text.trim().is_empty() { String::new() } else { format!(": {}", text.trim()) };

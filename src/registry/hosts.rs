@@ -14,6 +14,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_spanned::Spanned;
 
+use super::endpoint::without_user;
+
 /// What a host may be asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Capabilities {
@@ -58,6 +60,18 @@ impl HostConfig {
         }
     }
 }
+
+/// The keys of a file that is read here.
+const KEYS: [&str; 8] = [
+    "server",
+    "capabilities",
+    "ca",
+    "client",
+    "skip_verify",
+    "header",
+    "override_path",
+    "dial_timeout",
+];
 
 #[derive(Deserialize)]
 struct RawFile {
@@ -107,14 +121,13 @@ pub(super) fn parse(
     dir: &Path,
     default: HostConfig,
 ) -> Result<Vec<HostConfig>, String> {
-    let raw: RawFile =
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    let raw: RawFile = toml::from_str(text).map_err(|error| discreet(&error, text))?;
     let mut named: Vec<_> = raw.host.into_iter().collect();
     // The order in the file is the order of trying.
     named.sort_by_key(|(_, host)| host.span().start);
     let mut hosts = Vec::new();
     for (name, host) in named {
-        let key = format!("host.{name:?}");
+        let key = format!("host.{:?}", without_user(&name));
         let base = base_url(&name, host.get_ref().override_path, &key)?;
         hosts.push(host.into_inner().parse(HostConfig::plain(base), dir, &format!("{key}."))?);
     }
@@ -126,6 +139,25 @@ pub(super) fn parse(
     Ok(hosts)
 }
 
+/// Where the file is no TOML or not of this form, and in which way, without its text: headers hold
+/// credentials.
+fn discreet(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().trim_end();
+    // What it quotes is a value.
+    let told = match (message.find('"'), message.rfind('"')) {
+        (Some(from), Some(to)) if from < to => {
+            format!("{}\"…\"{}", &message[..from], &message[to + 1..])
+        }
+        _ => message.to_owned(),
+    };
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return told };
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default().trim_start();
+    let key = KEYS.into_iter().find(|key| line.starts_with(key));
+    let key = key.map_or(String::new(), |key| format!(", {key}"));
+    format!("line {}{key}: {told}", number + 1)
+}
+
 /// The API's root of a host as it stands in the file: `https://` where no scheme is given, `/v2`
 /// at the end unless the path is to be taken as it is.
 fn base_url(text: &str, override_path: bool, key: &str) -> Result<Url, String> {
@@ -134,10 +166,11 @@ fn base_url(text: &str, override_path: bool, key: &str) -> Result<Url, String> {
     } else {
         format!("https://{text}")
     };
-    let mut url = Url::parse(&full).map_err(|error| format!("{key}: {text:?}: {error}"))?;
+    let shown = without_user(text);
+    let mut url = Url::parse(&full).map_err(|error| format!("{key}: {shown:?}: {error}"))?;
     if url.host_str().is_none_or(str::is_empty) || url.query().is_some() || url.fragment().is_some()
     {
-        return Err(format!("{key}: {text:?} is not the address of a registry"));
+        return Err(format!("{key}: {shown:?} is not the address of a registry"));
     }
     let mut path = url.path().trim_end_matches('/').to_owned();
     if !override_path && !path.ends_with("/v2") {
@@ -172,12 +205,14 @@ impl RawHost {
             }
         }
         for (name, values) in self.header {
-            let key = format!("header.{name}");
+            // Nor is what was meant to be a whole header.
+            let key = format!("header.{}", name.split(':').next().unwrap_or_default());
             let header = HeaderName::try_from(&name)
                 .map_err(|_| wrong(&key, "not the name of a header".to_owned()))?;
             for value in values.into_vec() {
-                let value = HeaderValue::try_from(value)
+                let mut value = HeaderValue::try_from(value)
                     .map_err(|_| wrong(&key, "not the value of a header".to_owned()))?;
+                value.set_sensitive(true);
                 host.header.append(header.clone(), value);
             }
         }
@@ -315,6 +350,28 @@ mod tests {
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_does_not_tell_what_is_secret() {
+        for text in [
+            "[host.\"https://m.example\".header]\nAuthorization = \"Basic s3cret",
+            "[host.\"https://m.example\".header]\nAuthorization = Basic s3cret",
+            "[host.\"https://m.example\"]\nheader = \"Authorization: s3cret \\\" more\"",
+            "[host.\"https://m.example\"]\nheader = \"\"\"\nca s3cret=\n\"\"\"",
+            "[host.\"https://user:s3cret@m.example\"]\ncapabilities = [\"pul\"]",
+            "[host.\"https://user:s3cret@:::\"]",
+            "server = \"https://user:s3cret@/\"",
+            "server = \"user:s3cret@:::\"",
+            "server = \"https://user:s3cret@m.example",
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(!error.contains("s3cret") && !error.contains("user"), "{error}");
+            assert!(
+                error.contains("host") || error.contains("server") || error.contains("line 2"),
+                "{error}"
+            );
         }
     }
 

@@ -48,6 +48,18 @@ pub enum Error {
     /// Mounts of a committed snapshot.
     #[error("snapshot {0:?} is not active or view: failed precondition")]
     NotMountable(String),
+    /// Another process uses this hoistd.
+    #[error(
+        "this hoistd serves the process {holder}, and the call is from {caller}: two containerds would remove each \
+         other's layers. Give the second a hoistd of its own, with another root and socket (docs/hosts/coexistence.md): \
+         permission denied"
+    )]
+    OtherCaller {
+        /// Who was there first: process id and program.
+        holder: String,
+        /// Who calls.
+        caller: String,
+    },
     /// A filter of List that cannot be read.
     #[error("filter {filter:?}: {reason}: invalid argument")]
     Filter {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use containerd_snapshots::api::snapshots::v1 as grpc;
 use containerd_snapshots::api::types;
 use containerd_snapshots::tonic::transport::Server;
+use containerd_snapshots::tonic::transport::server::UdsConnectInfo;
 use containerd_snapshots::tonic::{self, Code, Request, Response, Status};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use grpc::snapshots_server::{Snapshots as Service, SnapshotsServer};
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 #[cfg(test)]
 mod tests;
 
+use super::caller::Caller;
 use super::error::Error;
 use super::prepare::{PrepareRequest, blocking};
 use super::records::{Info, Kind, Labels, Usage};
@@ -52,7 +54,13 @@ impl Snapshots {
         let closing = CancellationToken::new();
         let shell = Shell { snapshots: Arc::clone(&self), source, closing: closing.clone() };
         let on_call = self.options.on_call.clone();
-        let timed = Timed { inner: SnapshotsServer::new(shell), on_call };
+        let caller = Arc::new(Caller::default());
+        #[allow(clippy::result_large_err, reason = "the older tonic takes its status as it is")]
+        let admit = move |request: Request<()>| match caller.admit(process_of(&request)) {
+            Ok(()) => Ok(request),
+            Err(error) => Err(Status::from(error)),
+        };
+        let timed = Timed { inner: SnapshotsServer::with_interceptor(shell, admit), on_call };
         let sweeper = tokio::spawn(self.sweep_forever());
         let served = Server::builder()
             .add_service(timed)
@@ -188,6 +196,12 @@ impl Service for Shell {
     }
 }
 
+/// The process at the other end of the connection, as the kernel noted it.
+fn process_of(request: &Request<()>) -> Option<u32> {
+    let process = request.extensions().get::<UdsConnectInfo>()?.peer_cred?.pid()?;
+    u32::try_from(process).ok()
+}
+
 /// The namespace that containerd sends beside each request.
 fn namespace_of<T>(request: &Request<T>) -> Option<String> {
     text_of(request, NAMESPACE)
@@ -247,6 +261,7 @@ impl From<Error> for Status {
             Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => {
                 Code::FailedPrecondition
             }
+            Error::OtherCaller { .. } => Code::PermissionDenied,
             Error::Late { .. } => Code::DeadlineExceeded,
             Error::Cancelled { .. } | Error::Task(_) | Error::Serve(_) => Code::Unavailable,
             Error::Layer { .. }

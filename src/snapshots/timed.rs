@@ -123,6 +123,7 @@ fn code_of_status(status: &[u8]) -> &'static str {
         b"4" => "deadline_exceeded",
         b"5" => "not_found",
         b"6" => "already_exists",
+        b"7" => "permission_denied",
         b"9" => "failed_precondition",
         b"12" => "unimplemented",
         b"13" => "internal",

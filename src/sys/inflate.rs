@@ -8,6 +8,9 @@
 
 use isal_sys::igzip_lib as isal;
 
+/// Deflate's window.
+const WINDOW_BYTES: usize = 32 << 10;
+
 /// The most bytes of one buffer that are used in one call: the library counts in 32 bits.
 const CALL_BYTES_MOST: usize = 1 << 30;
 
@@ -41,6 +44,57 @@ impl Inflate {
         unsafe { isal::isal_inflate_init(&raw mut *state) };
         state.crc_flag = isal::ISAL_GZIP_NO_HDR;
         Self(state)
+    }
+
+    /// A decoder that leaves the CRC out: [`crc`](Self::crc) means nothing.
+    pub fn without_crc() -> Self {
+        let mut inflate = Self::new();
+        inflate.0.crc_flag = isal::ISAL_DEFLATE;
+        inflate
+    }
+
+    /// Stands in the middle of a stream, where a block begins: `window` (at most 32 KiB) was written
+    /// before, with the CRC `crc` from the beginning on, and the lowest `count` of `bits` (at most
+    /// seven) come before what [`inflate`](Self::inflate) is given.
+    pub fn resume(&mut self, window: &[u8], (bits, count): (u8, u32), crc: u32) {
+        self.reset();
+        let window = &window[window.len().saturating_sub(WINDOW_BYTES)..];
+        // SAFETY: the state was reset, as it has to be; `window` is only read, and of its bytes no
+        // more than are given.
+        unsafe {
+            isal::isal_inflate_set_dict(
+                &raw mut *self.0,
+                window.as_ptr().cast_mut(),
+                window.len() as u32,
+            );
+        }
+        let count = count.min(7);
+        self.0.read_in = u64::from(bits) & ((1 << count) - 1);
+        self.0.read_in_length = count as i32;
+        self.0.crc = crc;
+    }
+
+    /// Where all that was taken is written and what comes next is the header of a block: how many
+    /// bits were taken of it or lie before it, and the first of them.
+    pub fn boundary(&self) -> Option<(u32, u32)> {
+        let state = &*self.0;
+        let is_header = state.block_state == isal::isal_block_state_ISAL_BLOCK_NEW_HDR
+            || state.block_state == isal::isal_block_state_ISAL_BLOCK_HDR;
+        if !is_header || state.tmp_out_processed != state.tmp_out_valid {
+            return None;
+        }
+        let held = state.read_in_length.clamp(0, 64) as u32;
+        let kept = usize::try_from(state.tmp_in_size).ok()?;
+        let first = u64::from(*state.tmp_in_buffer.get(..kept)?.first().unwrap_or(&0));
+        let known = state.read_in & 1_u64.checked_shl(held).map_or(u64::MAX, |bit| bit - 1);
+        let bits = known | first.checked_shl(held).unwrap_or(0);
+        Some((held + 8 * kept as u32, bits as u32))
+    }
+
+    /// The last bytes that were written, 32 KiB at most; where [`boundary`](Self::boundary) is.
+    pub fn window(&self) -> &[u8] {
+        let end = usize::try_from(self.0.tmp_out_valid).unwrap_or(0);
+        &self.0.tmp_out_buffer[end.saturating_sub(WINDOW_BYTES)..end]
     }
 
     /// Stands at the beginning of a stream again.
@@ -86,6 +140,17 @@ impl Inflate {
         let whole = self.0.read_in.checked_shr(bits % 8).unwrap_or(0);
         (whole.to_le_bytes(), (bits / 8) as usize)
     }
+}
+
+// SAFETY: so it is declared in the library's crc.h, of which no bindings are made.
+unsafe extern "C" {
+    fn crc32_gzip_refl(init_crc: u32, buf: *const u8, len: u64) -> u32;
+}
+
+/// The CRC-32 (RFC 1952, section 8) of `bytes` behind others, of which it is `crc`; 0 for none.
+pub fn crc32(crc: u32, bytes: &[u8]) -> u32 {
+    // SAFETY: it reads `len` bytes from `buf` on, and nothing else.
+    unsafe { crc32_gzip_refl(crc, bytes.as_ptr(), bytes.len() as u64) }
 }
 
 impl Default for Inflate {

@@ -1,7 +1,7 @@
 //! The two sentences of a judgement: why it is said, and what would help.
 
 use super::figures::{bytes, percent, rate, seconds, short};
-use super::judge::{Blame, Bottleneck, at_once, connected, own_share};
+use super::judge::{Blame, Bottleneck, at_once, connected, for_disk, own_share, unpacking};
 use super::{LayerReport, MachineReport, Phase, PullReport, Stall};
 
 /// Evidence and advice. `working` is how long the layers on the critical path took, in seconds.
@@ -45,6 +45,7 @@ pub(super) fn sentences(
             ),
             "more cores, or ones with SHA extensions, which hash four times as fast".to_owned(),
         ),
+        Bottleneck::Unpack => making(report, layer, took),
         Bottleneck::DiskLimit => disk_limit(layer, took),
         _ => disk(report, layer, took),
     }
@@ -208,7 +209,6 @@ fn network(layer: &LayerReport, machine: &MachineReport, took: f64) -> (String, 
 }
 
 /// What one thread inflates cannot be shared among cores; several layers can.
-#[allow(clippy::cast_precision_loss, reason = "a number of processors")]
 fn decompression(report: &PullReport, layer: &LayerReport, took: f64) -> (String, String) {
     let phase = layer.phase(Phase::Decompress);
     let busy = phase.map_or(0.0, |p| p.busy_seconds);
@@ -221,37 +221,87 @@ fn decompression(report: &PullReport, layer: &LayerReport, took: f64) -> (String
         seconds(report.seconds),
         rate(layer.bytes(Phase::Decompress), busy),
     );
+    let alone = "use zstd, which inflates twice as fast as gzip";
+    (evidence, side_by_side(report, (took, busy), alone))
+}
+
+/// Nor can what one thread makes of an archive.
+fn making(report: &PullReport, layer: &LayerReport, took: f64) -> (String, String) {
+    let busy = unpacking(layer, took);
+    let writers = layer.phase(Phase::Write).map_or(0.0, |p| p.busy_seconds);
+    let why = match for_disk(layer) {
+        Some(waited) => format!("the disk kept it waiting for {}", seconds(waited)),
+        None => format!("its writers were busy for {}", seconds(writers)),
+    };
+    let evidence = format!(
+        "unpacking layer {} ({} in {}) took {} of {}, computing{}; {why} of that",
+        short(&layer.digest),
+        bytes(layer.bytes(Phase::Write)),
+        entries(layer),
+        seconds(busy),
+        seconds(report.seconds),
+        if writers > busy { "" } else { " on one core" },
+    );
+    let alone =
+        "a faster core, or an image with fewer files; hoist analyze says which are there in vain";
+    (evidence, side_by_side(report, (took, busy), alone))
+}
+
+fn entries(layer: &LayerReport) -> String {
+    match layer.entries {
+        1 => "1 entry".to_owned(),
+        many => format!("{many} entries"),
+    }
+}
+
+/// What it helps to split a layer that took so long and kept one core busy for so long of it;
+/// `alone` is what helps where there is one core only.
+#[allow(clippy::cast_precision_loss, reason = "a number of processors")]
+fn side_by_side(report: &PullReport, (took, busy): (f64, f64), alone: &str) -> String {
     let cores = report.machine.cores.max(1) as f64;
     if cores < 2.0 {
-        return (evidence, "use zstd, which inflates twice as fast as gzip".to_owned());
+        return alone.to_owned();
     }
     // What the processors have to do in all does not get less.
     let split = (busy / cores).max(report.machine.cpu_seconds / cores);
     let at_best = (report.seconds - took + split.min(took)).min(report.seconds);
-    let advice = format!(
+    format!(
         "hoist convert splits it, so that {cores:.0} cores work at it side by side: {} at best",
         seconds(at_best)
-    );
-    (evidence, advice)
+    )
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a mean")]
 fn disk(report: &PullReport, layer: &LayerReport, took: f64) -> (String, String) {
     let write = layer.phase(Phase::Write);
     let (busy, written) = write.map_or((0.0, 0), |p| (p.busy_seconds, p.bytes));
+    let unpacking = unpacking(layer, took);
     let commit = layer.phase(Phase::Commit).map_or(0.0, super::PhaseReport::span);
-    let unpacking = (took - layer.stall(Stall::Archive)).max(commit);
-    let evidence = format!(
-        "making {} files of layer {} ({}) held it up for {} of {}: its writers were busy for {}, {} and {:.0} files a second",
-        layer.entries,
-        short(&layer.digest),
-        bytes(written),
-        seconds(unpacking),
-        seconds(report.seconds),
-        seconds(busy),
-        rate(written, unpacking),
-        if unpacking > 0.0 { layer.entries as f64 / unpacking } else { 0.0 },
-    );
+    let of_all = |part| format!("{} of {}", seconds(part), seconds(report.seconds));
+    let evidence = if commit > unpacking {
+        format!(
+            "recording layer {} ({} in {}) when its files were made took {}",
+            short(&layer.digest),
+            bytes(written),
+            entries(layer),
+            of_all(commit),
+        )
+    } else {
+        let why = match for_disk(layer) {
+            Some(waited) => {
+                let all = seconds(busy.max(unpacking));
+                format!("waited {} of {all} for the disk", seconds(waited))
+            }
+            None => format!("were busy for {}", seconds(busy)),
+        };
+        format!(
+            "writing layer {} ({} in {}) held it up for {}: its writers {why}, at {}",
+            short(&layer.digest),
+            bytes(written),
+            entries(layer),
+            of_all(unpacking),
+            rate(written, unpacking),
+        )
+    };
     (
         evidence,
         "put hoistd's root on a faster volume (instance store; more IOPS and throughput on EBS)"

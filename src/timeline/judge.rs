@@ -3,9 +3,10 @@
 //! Only the critical path counts. The time of a layer on it is given to the stage that was busy for
 //! the largest part of it. For the decoder, which is one thread, that is its busy time; for the
 //! network it is how long the decoder waited for bytes, for the hashes how long it waited for them,
-//! and for the disk how long the unpacker did *not* wait for the archive: the stage before a
-//! bottleneck is held up and the one behind it starves, so neither's own time says much. Where all
-//! processors were busy, no stage of its own was the bottleneck.
+//! and for the unpacker how long it did *not* wait for the archive: the stage before a bottleneck is
+//! held up and the one behind it starves, so neither's own time says much. What the unpacker had then
+//! is the disk's where that kept it waiting for most of it, and its own computing where not. Where
+//! all processors were busy, no stage of its own was the bottleneck.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,9 +33,11 @@ pub enum Bottleneck {
     Decompression,
     /// The threads that hash all layers.
     Hash,
+    /// One thread that makes one layer's files, or its image, computing.
+    Unpack,
     /// The limit on bytes a second that the configuration sets for writing.
     DiskLimit,
-    /// Files could not be made faster.
+    /// Whoever made files waited for the disk.
     Disk,
     /// All processors were busy.
     Cpu,
@@ -44,7 +47,7 @@ pub enum Bottleneck {
 
 impl Bottleneck {
     /// All of them, in the order of a byte's way.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Resolve,
         Self::Queue,
         Self::Memory,
@@ -53,6 +56,7 @@ impl Bottleneck {
         Self::Network,
         Self::Decompression,
         Self::Hash,
+        Self::Unpack,
         Self::DiskLimit,
         Self::Disk,
         Self::Cpu,
@@ -70,6 +74,7 @@ impl Bottleneck {
             Self::Network => "network",
             Self::Decompression => "decompression",
             Self::Hash => "hash",
+            Self::Unpack => "unpack",
             Self::DiskLimit => "disk_limit",
             Self::Disk => "disk",
             Self::Cpu => "cpu",
@@ -90,6 +95,7 @@ impl Bottleneck {
             Self::Network => "the network",
             Self::Decompression => "decompression",
             Self::Hash => "hashing",
+            Self::Unpack => "unpacking",
             Self::DiskLimit => "the limit on the disk",
             Self::Disk => "the disk",
             Self::Cpu => "the processors",
@@ -116,6 +122,9 @@ const CPU_SATURATED_SHARE: f64 = 0.85;
 
 /// First bytes are the network's trouble if connections wait for them for this share of their time.
 const LATENCY_SHARE: f64 = 0.5;
+
+/// The disk is what held the making of files up if it kept them waiting for this share of it.
+const DISK_SHARE: f64 = 0.5;
 
 /// Parts of the critical path that one bottleneck has.
 #[derive(Default)]
@@ -185,24 +194,42 @@ fn shares(report: &PullReport, segment: &Segment) -> Vec<(Bottleneck, f64, Optio
 fn stage(layer: &LayerReport, machine: &MachineReport, work: f64) -> Bottleneck {
     let starved = layer.stall(Stall::Bytes);
     let busy = |phase| layer.phase(phase).map_or(0.0, |p| p.busy_seconds);
-    let unpacking = match layer.phase(Phase::Write) {
-        Some(_) => (work - layer.stall(Stall::Archive)).max(0.0),
-        None => 0.0,
-    };
+    let unpacking = unpacking(layer, work);
     let stages = [
         (Bottleneck::Network, starved),
         (Bottleneck::Decompression, busy(Phase::Decompress)),
         (Bottleneck::Hash, layer.stall(Stall::Hash)),
-        (Bottleneck::Disk, unpacking),
+        (making(layer, unpacking), unpacking),
     ];
     let most = stages.into_iter().max_by(|one, other| one.1.total_cmp(&other.1));
     match most.map_or(Bottleneck::Network, |(stage, _)| stage) {
         Bottleneck::Network => network(layer, machine, work),
-        Bottleneck::Disk if layer.stall(Stall::DiskRate) > busy(Phase::Write) => {
-            Bottleneck::DiskLimit
-        }
         other => other,
     }
+}
+
+/// How long a layer's archive was there and its files were still to be made.
+pub(super) fn unpacking(layer: &LayerReport, work: f64) -> f64 {
+    let unpacks = layer.phase(Phase::Write).is_some();
+    if unpacks { (work - layer.stall(Stall::Archive)).max(0.0) } else { 0.0 }
+}
+
+/// Why files took that long to be made.
+fn making(layer: &LayerReport, unpacking: f64) -> Bottleneck {
+    let writers = layer.phase(Phase::Write).map_or(0.0, |p| p.busy_seconds);
+    if layer.stall(Stall::DiskRate) > writers {
+        return Bottleneck::DiskLimit;
+    }
+    // A record of before this was measured says how long writers were at it, whatever with.
+    let waited = for_disk(layer).unwrap_or(writers);
+    // Several writers wait at once.
+    let disk = waited > DISK_SHARE * writers.max(unpacking);
+    if disk { Bottleneck::Disk } else { Bottleneck::Unpack }
+}
+
+/// How long those who made files waited for the disk; `None` in a record of before that was measured.
+pub(super) fn for_disk(layer: &LayerReport) -> Option<f64> {
+    layer.stalls.iter().find(|s| s.stall == Stall::Disk).map(|s| s.seconds)
 }
 
 /// Why bytes came late.
@@ -249,7 +276,9 @@ fn is_cpu(worst: Bottleneck, machine: &MachineReport, working: f64) -> bool {
     let own = own_share(machine, working) >= CPU_SATURATED_SHARE;
     let all = machine.busy_share.is_some_and(|share| share >= CPU_SATURATED_SHARE);
     match worst {
-        Bottleneck::Decompression | Bottleneck::Hash | Bottleneck::Disk => own || all,
+        Bottleneck::Decompression | Bottleneck::Hash | Bottleneck::Unpack | Bottleneck::Disk => {
+            own || all
+        }
         Bottleneck::Network | Bottleneck::FirstByte | Bottleneck::Memory => own,
         _ => false,
     }

@@ -116,7 +116,12 @@ impl LayerRecorder {
 
     /// Counts the time from `from` until now as waiting for something.
     pub fn stalled(&self, stall: Stall, from: Instant) {
-        self.stalls[stall as usize].fetch_add(nanos(from.elapsed()), Relaxed);
+        self.waited(stall, from.elapsed());
+    }
+
+    /// Counts time that was waited for something.
+    pub(super) fn waited(&self, stall: Stall, time: Duration) {
+        self.stalls[stall as usize].fetch_add(nanos(time), Relaxed);
     }
 
     /// Counts bytes that went through `phase` just now.

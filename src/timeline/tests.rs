@@ -88,16 +88,63 @@ fn the_memory_budget() {
     assert_eq!(of_layer(behind).bottleneck, Bottleneck::Decompression);
 }
 
+/// A layer whose archive was there all the time and whose files took it: with writers busy for so
+/// long, of which the disk kept them waiting for so long.
+fn made(writers: f64, disk: Option<f64>) -> LayerReport {
+    let busy = [0.1, 2.0, 0.2, 1.0, 0.5, writers];
+    let mut layer = busy_layer(0.2, 9.0, busy, [0.0, 0.0, 0.0, 0.3, 0.4]);
+    layer.stalls.extend(disk.map(|seconds| StallReport { stall: Stall::Disk, seconds }));
+    layer
+}
+
 #[test]
 fn the_disk() {
-    let slow = busy_layer(0.2, 9.0, [0.1, 2.0, 0.2, 1.0, 0.5, 17.0], [0.0, 0.0, 0.0, 0.3, 0.4]);
-    let judgement = of_layer(slow);
+    let judgement = of_layer(made(17.0, Some(15.5)));
     assert_eq!(judgement.bottleneck, Bottleneck::Disk);
-    assert!(judgement.evidence.contains("1000 files"), "{judgement:?}");
+    let says = ["300.0 MB in 1000 entries", "waited 15.5 s of 17.0 s for the disk"];
+    assert!(says.iter().all(|words| judgement.evidence.contains(words)), "{judgement:?}");
+    assert!(judgement.advice.contains("a faster volume"), "{judgement:?}");
+    // The one thread that makes an image, and the kernel that makes it wait for its pages.
+    assert_eq!(of_layer(made(6.0, Some(5.0))).bottleneck, Bottleneck::Disk);
+    // Of a daemon that did not measure it.
+    let judgement = of_layer(made(17.0, None));
+    assert_eq!(judgement.bottleneck, Bottleneck::Disk);
+    assert!(judgement.evidence.contains("its writers were busy for 17.0 s"), "{judgement:?}");
     // Most of it in the commit: settling directories.
     let mut late = busy_layer(0.2, 3.0, [0.1, 2.0, 0.2, 1.0, 0.5, 0.4], [0.0, 0.0, 0.0, 2.5, 2.6]);
     late.phases.push(phase(Phase::Commit, 3.0, 9.0));
-    assert_eq!(of_layer(late).bottleneck, Bottleneck::Disk);
+    let judgement = of_layer(late);
+    assert_eq!(judgement.bottleneck, Bottleneck::Disk);
+    assert!(judgement.evidence.contains("files were made took 6.0 s of 9.0 s"), "{judgement:?}");
+}
+
+#[test]
+fn the_unpacker() {
+    // Names and metadata, and next to nothing to write: a faster disk would change nothing.
+    let judgement = of_layer(made(1.7, Some(0.2)));
+    assert_eq!(judgement.bottleneck, Bottleneck::Unpack);
+    let says = ["8.4 s of 9.0 s, computing on one core", "kept it waiting for 0.200 s of that"];
+    assert!(says.iter().all(|words| judgement.evidence.contains(words)), "{judgement:?}");
+    // Four cores share 8.4 s, and the 0.2 s before.
+    assert!(judgement.advice.contains("hoist convert splits it"), "{judgement:?}");
+    assert!(judgement.advice.contains("2.3 s at best"), "{judgement:?}");
+    let mut alone = pull(9.0, Some(0.2), vec![made(1.7, Some(0.2))]);
+    alone.machine.cores = 1;
+    assert!(judged(&alone).advice.contains("a faster core"));
+    // Several writers that compute.
+    let judgement = of_layer(made(17.0, Some(1.0)));
+    assert_eq!(judgement.bottleneck, Bottleneck::Unpack);
+    assert!(!judgement.evidence.contains("one core"), "{judgement:?}");
+    // Of a daemon that did not measure it: writers that were busy for a fifth of it waited for no more.
+    let judgement = of_layer(made(1.7, None));
+    assert_eq!(judgement.bottleneck, Bottleneck::Unpack);
+    assert!(
+        judgement.evidence.contains("its writers were busy for 1.7 s of that"),
+        "{judgement:?}"
+    );
+    let mut busy = pull(9.0, Some(0.2), vec![made(1.7, Some(0.2))]);
+    busy.machine.busy_share = Some(0.97);
+    assert_eq!(judged(&busy).bottleneck, Bottleneck::Cpu, "others' load");
 }
 
 #[test]
@@ -132,6 +179,7 @@ fn the_limits_of_the_configuration() {
     assert!(judgement.evidence.contains("limit of 35.0 MB/s in hoist.toml"), "{judgement:?}");
     assert!(judgement.advice.contains("limits.disk_rate"), "{judgement:?}");
     slow.stalls.last_mut().unwrap().seconds = 0.3;
+    slow.stalls.push(StallReport { stall: Stall::Disk, seconds: 7.0 });
     assert_eq!(of_layer(slow).bottleneck, Bottleneck::Disk);
 }
 

@@ -22,7 +22,7 @@ use super::read::{Maker, place_of, read};
 use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{Entry, Kind, LayerPath, Place, Source};
 use crate::sys::xattrs;
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{Blocked, Counting, LayerRecorder, Phase, Timing};
 use data::Current;
 use writer::{Job, Leave, write};
 
@@ -74,7 +74,8 @@ pub fn unpack(
             .collect();
         let writers = writers.map_err(tree("starting writers for"))?;
         let directories = Directories::new(root, options.directory_handles, rules, current_umask());
-        let coordinator = Coordinator::new(&queue, directories, options, rules, recorder);
+        let blocked = Blocked::of(recorder);
+        let coordinator = Coordinator::new(&queue, directories, options, rules, &blocked);
         let result = coordinator.run(source);
         queue.abort();
         for writer in writers {
@@ -133,6 +134,7 @@ struct Coordinator<'a> {
     options: &'a Options,
     rules: Rules,
     recorder: &'a LayerRecorder,
+    blocked: &'a Blocked<'a>,
     batch: Vec<Item>,
     /// Where in the archive the batch begins.
     batch_begin: u64,
@@ -185,14 +187,15 @@ impl<'a> Coordinator<'a> {
         directories: Directories,
         options: &'a Options,
         rules: Rules,
-        recorder: &'a LayerRecorder,
+        blocked: &'a Blocked<'a>,
     ) -> Self {
         Self {
             queue,
             directories,
             options,
             rules,
-            recorder,
+            recorder: blocked.recorder(),
+            blocked,
             batch: Vec::with_capacity(BATCH_ENTRIES),
             batch_begin: 0,
             current: Current::None,
@@ -206,6 +209,11 @@ impl<'a> Coordinator<'a> {
         }
     }
 
+    /// For as long as this thread makes something itself.
+    fn writes(&self) -> (Timing<'a>, Counting<'a>) {
+        (self.recorder.time(Phase::Write), self.blocked.counting())
+    }
+
     fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
         let (options, recorder) = (self.options, self.recorder);
         self.summary.entries = read(source, &mut self, options, recorder)?;
@@ -214,7 +222,7 @@ impl<'a> Coordinator<'a> {
 
     fn finish(mut self) -> Result<Summary, UnpackError> {
         self.barrier()?;
-        let _timing = self.recorder.time(Phase::Write);
+        let _busy = self.writes();
         let (directories, bytes) = self.directories.finish()?;
         self.summary.inodes += directories;
         self.summary.bytes += bytes;
@@ -232,10 +240,10 @@ impl<'a> Coordinator<'a> {
     /// Waits until all before is made, hard links included.
     fn barrier(&mut self) -> Result<(), UnpackError> {
         self.flush()?;
-        self.queue.drain()?;
+        self.blocked.except(|| self.queue.drain())?;
         self.links_bytes = 0;
         while let Some(link) = self.links.pop_front() {
-            let _timing = self.recorder.time(Phase::Write);
+            let _busy = self.writes();
             self.make_link(&link)?;
         }
         Ok(())
@@ -289,7 +297,7 @@ impl<'a> Coordinator<'a> {
     ) -> Result<(), UnpackError> {
         let path = parent.join(name.to_bytes());
         if entry.kind == Kind::Directory {
-            let _timing = self.recorder.time(Phase::Write);
+            let _busy = self.writes();
             let opaque = !self.directories.is_known(&path)
                 && self.make_way(&parent, &name, &path, &label)?;
             self.directories.put(&parent, &name, &attributes, &label)?;

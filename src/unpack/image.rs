@@ -18,6 +18,7 @@ mod resolve;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
+use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +31,7 @@ use super::{Options, Summary, UnpackError, Whiteouts};
 use crate::archive::{Entry, Kind, LayerPath, Place, Source};
 use crate::budget::{Budget, Permit};
 use crate::erofs::{self, BlockSize, Image, ImageError, NodeId};
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{Blocked, LayerRecorder, Phase};
 use metadata::erofs_attributes;
 
 /// What names and metadata borrow from the budget at a time, in bytes: some 25,000 entries.
@@ -75,6 +76,8 @@ pub fn unpack_image(
         gid: nix::unistd::getegid().as_raw(),
         whiteouts: options.whiteouts,
     };
+    let blocked = Blocked::of(recorder);
+    let _counting = blocked.counting();
     let root = erofs::Attributes::new(0o755, rules.uid, rules.gid, (label.seconds, 0));
     let image = Image::new(file, label.block, root).map_err(failed)?;
     let builder = Builder {
@@ -86,6 +89,7 @@ pub fn unpack_image(
         budget,
         borrowed: Vec::new(),
         recorder,
+        blocked: &blocked,
         current: None,
         parent: None,
         summary: Summary::default(),
@@ -108,10 +112,23 @@ struct Builder<'a> {
     budget: Option<&'a Budget>,
     borrowed: Vec<Permit>,
     recorder: &'a LayerRecorder,
+    blocked: &'a Blocked<'a>,
     current: Option<Current>,
     /// The directory of the entry before, as archives come in the order of their directories.
     parent: Option<(LayerPath, NodeId)>,
     summary: Summary,
+}
+
+/// The archive, the wait for which is not the disk's.
+struct Arriving<'a> {
+    source: &'a mut dyn Source,
+    blocked: &'a Blocked<'a>,
+}
+
+impl Source for Arriving<'_> {
+    fn next_bytes(&mut self) -> io::Result<Option<Bytes>> {
+        self.blocked.except(|| self.source.next_bytes())
+    }
 }
 
 impl Maker for Builder<'_> {
@@ -141,7 +158,7 @@ impl Maker for Builder<'_> {
     fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), UnpackError> {
         let Some(current) = &mut self.current else { return Ok(()) };
         let (bounds, length) = ((&self.options.rate, &self.options.room), bytes.len() as u64);
-        super::wait_to_write(bounds, (length, length), self.recorder)?;
+        super::wait_to_write(bounds, (length, length), self.blocked)?;
         let _timing = self.recorder.time(Phase::Write);
         current.missing -= bytes.len() as u64;
         let last = current.missing == 0;
@@ -154,7 +171,8 @@ impl Maker for Builder<'_> {
 impl Builder<'_> {
     fn run(mut self, source: &mut dyn Source) -> Result<Summary, UnpackError> {
         let (options, recorder) = (self.options, self.recorder);
-        self.summary.entries = read(source, &mut self, options, recorder)?;
+        let mut arriving = Arriving { source, blocked: self.blocked };
+        self.summary.entries = read(&mut arriving, &mut self, options, recorder)?;
         let _timing = self.recorder.time(Phase::Write);
         let implied = self.image.tree.provisional();
         self.summary.implied = implied

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::args::{ContainerdArgs, ImageArgs, RegistryArgs, models};
+use crate::cli::args::{Compress, ContainerdArgs, ImageArgs, RegistryArgs, models};
 use crate::model::Model;
 
 /// As [`EXIT_CODES`](crate::cli::args::EXIT_CODES), with what people want first.
@@ -99,14 +99,6 @@ pub(in crate::cli) struct Convert {
     /// The result as JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
-}
-
-/// How layers are compressed.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(super) enum Compress {
-    Zstd,
-    Gzip,
-    None,
 }
 
 /// Which equal files become hard links.

@@ -5,12 +5,24 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use crate::control::InfoResponse;
-use crate::timeline::figures::{bytes, rate, seconds, short};
+use crate::timeline::figures::{bytes, counted, rate, seconds, short};
 use crate::timeline::waterfall::printable;
 use crate::timeline::{LayerReport, LayerState, Phase, PullReport, PullState};
 
 /// Columns of a bar.
 const BAR: usize = 20;
+
+/// Layers of a pull that are shown however low the terminal is.
+const LAYERS_LEAST: usize = 3;
+
+/// What a line of a pull under way has beside the image's name: number and rates.
+const RUNNING_COLUMNS: usize = 37;
+
+/// What a line of an ended pull has beside the image's name: number, state, time, size, bottleneck.
+const ENDED_COLUMNS: usize = 60;
+
+/// A name is not cut to less.
+const NAME_LEAST: usize = 20;
 
 /// What was counted at the picture before, so that rates can be told.
 #[derive(Default)]
@@ -53,20 +65,26 @@ impl Meter {
 }
 
 impl Frame {
-    /// As text, of at most so many columns and lines (lines are cut by whoever shows them).
-    pub(super) fn text(&self, (_, height): (usize, usize)) -> String {
+    /// As text, for a terminal of so many columns and lines (what does not fit is cut by whoever shows it).
+    pub(super) fn text(&self, (width, height): (usize, usize)) -> String {
         let mut out = String::new();
         self.head(&mut out);
         let (running, ended): (Vec<_>, Vec<_>) =
             self.pulls.iter().partition(|pull| pull.state == PullState::Running);
         let _ = writeln!(out, "\nPULLS UNDER WAY  {}", running.len());
+        // A pull has two lines of its own, and its layers share what the others leave.
+        let left = height.saturating_sub(out.lines().count() + 2 * running.len() + 1);
+        let layers = (left / running.len().max(1)).max(LAYERS_LEAST);
+        let columns = name_columns(&running, width, RUNNING_COLUMNS);
         for pull in &running {
-            self.pull(&mut out, pull);
+            self.pull(&mut out, pull, columns, layers);
         }
         let left = height.saturating_sub(out.lines().count() + 3);
         if !ended.is_empty() && left > 0 {
             out.push_str("\nENDED\n");
-            ended.iter().take(left).for_each(|pull| line_of_ended(&mut out, pull));
+            let shown = &ended[..ended.len().min(left)];
+            let columns = name_columns(shown, width, ENDED_COLUMNS);
+            shown.iter().for_each(|pull| line_of_ended(&mut out, pull, columns));
         }
         out
     }
@@ -98,8 +116,8 @@ impl Frame {
             bar(info.connections_in_use.into(), info.connections.into()),
             info.connections_in_use,
             info.connections,
-            rate(sum.0, self.seconds),
-            rate(sum.1, self.seconds)
+            self.speed(sum.0),
+            self.speed(sum.1)
         );
         let _ = writeln!(
             out,
@@ -108,51 +126,96 @@ impl Frame {
         );
     }
 
-    fn pull(&self, out: &mut String, pull: &PullReport) {
+    /// A rate since the picture before, which the first one does not have.
+    fn speed(&self, amount: u64) -> String {
+        match amount {
+            0 if self.seconds > 0.0 => "0 B/s".to_owned(),
+            _ => rate(amount, self.seconds),
+        }
+    }
+
+    /// A line with its name and rates, one with how far it is, and one for each of so many layers.
+    fn pull(&self, out: &mut String, pull: &PullReport, columns: usize, layers: usize) {
         let came = pull.bytes(Phase::Download).min(pull.size());
         let (received, written) = self.since.get(&pull.id).copied().unwrap_or_default();
         let held_up = pull.judgement.as_ref().map_or("", |j| j.bottleneck.words());
         let _ = writeln!(
             out,
-            "{:>4}  {}  {} {} of {}  {} in  {} out  {}  {held_up}",
+            "{:>4}  {:<columns$}  {:>10} in  {:>10} out",
             pull.id,
-            printable(&pull.image),
+            within(&printable(&pull.image), columns),
+            self.speed(received),
+            self.speed(written),
+        );
+        let line = format!(
+            "      {:<12}  {}  {:>9} of {:>9}  {held_up}",
+            seconds(pull.seconds),
             bar(came, pull.size()),
             bytes(came),
             bytes(pull.size()),
-            rate(received, self.seconds),
-            rate(written, self.seconds),
-            seconds(pull.seconds),
         );
-        let open =
-            |layer: &&LayerReport| matches!(layer.state, LayerState::Running | LayerState::Waiting);
-        for layer in pull.layers.iter().filter(open) {
-            let came = layer.bytes(Phase::Download).min(layer.size);
-            let _ = writeln!(
-                out,
-                "      {}  {} {} of {}  {}, {} files",
-                short(&layer.digest),
-                bar(came, layer.size),
-                bytes(came),
-                bytes(layer.size),
-                layer.state.as_str(),
-                layer.entries,
-            );
+        let _ = writeln!(out, "{}", line.trim_end());
+        let of = |state| pull.layers.iter().filter(move |layer| layer.state == state);
+        let open: Vec<_> = of(LayerState::Running).chain(of(LayerState::Waiting)).collect();
+        // The last line says how many there are beside those.
+        let shown = if open.len() > layers { layers.saturating_sub(1) } else { open.len() };
+        open[..shown].iter().for_each(|layer| line_of_layer(out, layer));
+        if open.len() > shown {
+            let more = counted(open.len() - shown, "more layer");
+            let waiting = open[shown..].iter().filter(|l| l.state == LayerState::Waiting).count();
+            let _ = writeln!(out, "      and {more}, {waiting} of them waiting");
         }
     }
 }
 
-fn line_of_ended(out: &mut String, pull: &PullReport) {
-    let held_up = pull.judgement.as_ref().map_or("", |j| j.bottleneck.words());
+fn line_of_layer(out: &mut String, layer: &LayerReport) {
+    let came = layer.bytes(Phase::Download).min(layer.size);
+    let entries = match layer.entries {
+        0 => String::new(),
+        1 => ", 1 entry".to_owned(),
+        many => format!(", {many} entries"),
+    };
     let _ = writeln!(
         out,
-        "{:>4}  {}  {} after {}, {}  {held_up}",
+        "      {}  {}  {:>9} of {:>9}  {}{entries}",
+        short(&layer.digest),
+        bar(came, layer.size),
+        bytes(came),
+        bytes(layer.size),
+        layer.state.as_str(),
+    );
+}
+
+fn line_of_ended(out: &mut String, pull: &PullReport, columns: usize) {
+    let held_up = pull.judgement.as_ref().map_or("", |j| j.bottleneck.words());
+    let line = format!(
+        "{:>4}  {:<columns$}  {:<9} {:>8}  {:>9}  {held_up}",
         pull.id,
-        printable(&pull.image),
+        within(&printable(&pull.image), columns),
         pull.state.as_str(),
         seconds(pull.seconds),
         bytes(pull.size()),
     );
+    let _ = writeln!(out, "{}", line.trim_end());
+}
+
+/// Columns for the names of these pulls, where each line has so many others.
+fn name_columns(pulls: &[&PullReport], width: usize, others: usize) -> usize {
+    let longest = pulls.iter().map(|pull| pull.image.chars().count()).max().unwrap_or_default();
+    longest.min(width.saturating_sub(others).max(NAME_LEAST))
+}
+
+/// A name in so many columns: its end, which tells images of one registry apart, and what fits of its begin.
+fn within(name: &str, columns: usize) -> String {
+    let length = name.chars().count();
+    if length <= columns {
+        return name.to_owned();
+    }
+    let kept = columns.saturating_sub(1);
+    let (begin, end) = (kept / 3, kept - kept / 3);
+    let begin: String = name.chars().take(begin).collect();
+    let end: String = name.chars().skip(length - end).collect();
+    format!("{begin}…{end}")
 }
 
 /// A share as a bar.
@@ -193,8 +256,50 @@ mod tests {
         let later = now + Duration::from_secs(2);
         let text = meter.frame(InfoResponse::default(), history.list(3), later).text((80, 24));
         assert!(text.contains("1.5 MB/s received"), "{text}");
-        assert!(text.contains("PULLS UNDER WAY  1") && text.contains("running, 0 files"), "{text}");
+        assert!(text.contains("PULLS UNDER WAY  1") && text.contains("  running\n"), "{text}");
         assert!(!text.contains('\u{1b}'), "a terminal must not obey a name");
+    }
+
+    /// A pull with so many layers at work, under a name of so many characters.
+    fn large(layers: usize, name: usize) -> Frame {
+        let history = History::new(3);
+        let pull = history.begin(&"n".repeat(name));
+        for index in 0..layers {
+            let layer = std::sync::Arc::new(LayerRecorder::detached());
+            layer.state(if index % 2 == 0 { LayerState::Running } else { LayerState::Waiting });
+            pull.attach(layer);
+        }
+        let ended = history.begin(&format!("registry/{}:tag", "e".repeat(name)));
+        ended.ended(PullState::FellBack("why".to_owned()));
+        history.close(&ended);
+        Meter::default().frame(InfoResponse::default(), history.list(3), Instant::now())
+    }
+
+    #[test]
+    fn all_fits_on_a_terminal() {
+        for (layers, name) in [(0, 5), (3, 40), (200, 300)] {
+            let text = large(layers, name).text((80, 24));
+            assert!(text.lines().count() <= 24, "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            assert!(text.contains("ENDED") == (layers < 200), "{text}");
+        }
+        let text = large(200, 300).text((80, 24));
+        assert!(text.contains("more layers, ") && text.contains("of them waiting"), "{text}");
+        // Two names of different lengths have what follows in the same columns.
+        let bars =
+            |text: &str| text.lines().filter_map(|line| line.chars().position(|c| c == '░')).max();
+        assert_eq!(bars(&large(1, 5).text((200, 24))), bars(&large(1, 90).text((200, 24))));
+        // Where there is no terminal nothing is cut.
+        let text = large(200, 300).text((usize::MAX, usize::MAX));
+        assert!(text.contains(&"n".repeat(300)) && !text.contains('…'), "{text}");
+        assert_eq!(text.matches("  waiting\n").count(), 100);
+    }
+
+    #[test]
+    fn a_name_keeps_its_end() {
+        assert_eq!(within("registry/image:tag", 18), "registry/image:tag");
+        assert_eq!(within("registry/image:tag", 10), "reg…ge:tag");
+        assert_eq!(within("ab", 1), "…");
     }
 
     #[test]

@@ -14,6 +14,7 @@ const SIZES: Sizes = Sizes {
     // A frame that does not say its size counts as 128 KiB at least.
     max_content: 200 << 10,
     max_compressed: 64 << 10,
+    part: 8 << 10,
 };
 
 const LENT_BYTES: u64 = 8 << 20;
@@ -32,7 +33,7 @@ fn with(pool: &Pool) -> Resources {
 }
 
 /// Pieces of the given sizes, over and over; with `halting`, every other one is not there at once.
-struct Source {
+pub(super) struct Source {
     data: Bytes,
     sizes: Vec<usize>,
     turn: usize,
@@ -55,7 +56,7 @@ impl Pieces for Source {
     }
 }
 
-fn source(data: &[u8], sizes: &[usize], halting: bool) -> Box<Source> {
+pub(super) fn source(data: &[u8], sizes: &[usize], halting: bool) -> Box<Source> {
     let data = Bytes::copy_from_slice(data);
     Box::new(Source { data, sizes: sizes.to_vec(), turn: 0, halting })
 }
@@ -122,7 +123,7 @@ impl Unit {
     }
 }
 
-fn cases() -> ProptestConfig {
+pub(super) fn cases() -> ProptestConfig {
     let default = ProptestConfig::default();
     // What PROPTEST_CASES says goes first; 256 is what it says if it is not there.
     let cases = if default.cases == 256 { 40 } else { default.cases };

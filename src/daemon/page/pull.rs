@@ -12,6 +12,11 @@ pub(in super::super) fn pull(report: &PullReport) -> String {
     let mut main = format!("<h1>{}</h1>", breakable(&report.image));
     facts(&mut main, report);
     verdict(&mut main, report);
+    // It ended at the manifest: there is nothing to draw and no figure to show.
+    if report.layers.is_empty() && report.state != PullState::Running {
+        main.push_str("<p class=\"dim\">It ended before it came to a layer.</p>");
+        return page(&format!("Pull {}", report.id), &main, None);
+    }
     main.push_str("<section aria-labelledby=\"waterfall\"><h2 id=\"waterfall\">Waterfall</h2><figure><figcaption>");
     for (class, what) in [
         ("wait", "waits"),
@@ -46,7 +51,7 @@ fn facts(main: &mut String, report: &PullReport) {
         ("Unpacked", bytes(report.bytes(Phase::Decompress))),
         ("Rate", rate(report.bytes(Phase::Download), report.seconds)),
         ("Retries", retries.to_string()),
-        ("Began", format!("<time>{}</time>", began(report))),
+        ("Began", began(report)),
     ] {
         let _ = write!(main, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }
@@ -68,7 +73,7 @@ fn verdict(main: &mut String, report: &PullReport) {
     let Some(judgement) = &report.judgement else { return };
     let _ = write!(
         main,
-        "<section aria-label=\"Where the time went\" class=\"verdict\"><p>Bottleneck{}: {}</p><p>{}.</p>\
+        "<section aria-label=\"Where the time went\" class=\"verdict\"><p><strong>Bottleneck{}: {};</strong> {}.</p>\
          <p><strong>What would help:</strong> {}.</p></section>",
         if report.state == PullState::Running { " so far" } else { "" },
         judgement.bottleneck.words(),

@@ -63,7 +63,8 @@ impl Push {
             if let Some(body) = &asked.body {
                 request = request.body(body.clone());
             }
-            let response = self.answer(request, &asked.url, asked.what, length).await?;
+            let mut response = self.answer(request, &asked.url, asked.what, length).await?;
+            exchange::note_secrets(&mut response, &self.endpoint, authorized);
             let status = response.status();
             let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
             if !(refused && own) {

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use super::writer::Job;
 use super::{BATCH_SPAN_BYTES, Coordinator};
 use crate::archive::{Entry, LayerPath};
-use crate::timeline::Phase;
 use crate::unpack::UnpackError;
 use crate::unpack::files::{Attributes, Item, Label, LargeFile, What};
 
@@ -43,7 +42,7 @@ impl Coordinator<'_> {
             self.flush()?;
             self.options.check_bytes(entry.stored)?;
             attributes.set_mode |= attributes.mode & self.directories.umask() != 0;
-            let _timing = self.recorder.time(Phase::Write);
+            let _busy = self.writes();
             let file = LargeFile::create(dir.as_fd(), &name, &entry, sparse, attributes)?;
             self.current = Current::Large(Arc::new(file));
             return Ok(());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use nix::sys::stat::{Mode, umask};
 
 use crate::budget::rate::RateLimit;
-use crate::timeline::{LayerRecorder, Phase};
+use crate::timeline::{Blocked, LayerRecorder, Phase};
 use crate::unpack::files::{Item, LargeFile, Rules, What};
 use crate::unpack::queue::Queue;
 use crate::unpack::{Room, wait_to_write};
@@ -55,10 +55,11 @@ pub(super) fn write(
     if own_umask {
         umask(Mode::empty());
     }
+    let blocked = Blocked::of(recorder);
     queue.work(|job| {
         let bytes = job.bytes();
-        wait_to_write(bounds, (bytes, bytes + job.space_beside()), recorder)?;
-        let _timing = recorder.time(Phase::Write);
+        wait_to_write(bounds, (bytes, bytes + job.space_beside()), &blocked)?;
+        let _busy = (recorder.time(Phase::Write), blocked.counting());
         match job {
             Job::Batch(items) => {
                 for mut item in items {

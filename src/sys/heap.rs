@@ -1,0 +1,53 @@
+//! What the C library's heap keeps of memory that has been freed.
+//!
+//! glibc gives free memory back by itself only at the end of a heap, and after the buffers of a pull there
+//! is always something small left behind them: a daemon would keep its largest pull's memory for as long
+//! as it lives.
+
+/// Gives whole pages of free memory in all of the heap's arenas back to the kernel. Takes milliseconds for
+/// each hundred megabytes, in which a thread that allocates from the same arena waits. Where the C library is not
+/// glibc nothing is done: there is nothing to ask.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    trim();
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "a function of the C library that nix does not have")]
+fn trim() {
+    // SAFETY: it takes an integer and touches free memory only, under the arenas' own locks (malloc_trim(3): MT-Safe). 0: no
+    // room is kept at the end of the main heap.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    /// Memory of this process that is no file's, in KiB.
+    fn anonymous_kib() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("it is ours");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says so");
+        line.trim()
+            .strip_suffix(" kB")
+            .and_then(|kilobytes| kilobytes.parse().ok())
+            .expect("a number of kB")
+    }
+
+    #[test]
+    fn memory_between_what_is_in_use_is_given_back() {
+        const PIECE_BYTES: usize = 64 << 10;
+        const PIECES: usize = 1024;
+        // Small enough to lie in the heap; what stays in use behind them keeps it from shrinking.
+        let (large, small): (Vec<_>, Vec<_>) =
+            (0..PIECES).map(|n| (vec![1_u8; PIECE_BYTES], vec![n as u8; 100])).unzip();
+        drop(large);
+        let before = anonymous_kib();
+        give_back();
+        let freed = before.saturating_sub(anonymous_kib());
+        // Other tests allocate meanwhile.
+        assert!(freed > (PIECES * PIECE_BYTES / 1024 / 2) as u64, "{freed} of {before} KiB");
+        assert!(small.iter().enumerate().all(|(n, piece)| piece[0] == n as u8));
+    }
+}
