@@ -353,7 +353,7 @@ fn every_panel_and_rule_has_a_value_after_real_pulls() {
     // What went wrong is seen, each in its panel.
     for seen in [
         "increase(hoist_registry_retries_total{cause=\"broken\"}[5m]) > 0",
-        "increase(hoist_errors_total{kind=\"registry\"}[5m]) > 0",
+        "increase(hoist_errors_total{kind=\"fetch\"}[5m]) > 0",
         "increase(hoist_fallbacks_total{reason=\"unlabelled\"}[5m]) > 0",
     ] {
         check(seen, prometheus.eventually(seen, &[]));
