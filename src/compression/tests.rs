@@ -56,6 +56,40 @@ fn read_all(mut decoder: Decoder, room: usize) -> Result<(Vec<u8>, usize), Compr
     }
 }
 
+/// A source that breaks off where `source` ends.
+fn breaking(mut source: Box<dyn Pieces + Send>) -> Box<dyn Pieces + Send> {
+    Box::new(move || match source.next_piece()? {
+        None => Err(io::Error::new(io::ErrorKind::ConnectionReset, "the blob broke off")),
+        piece => Ok(piece),
+    })
+}
+
+/// How many bytes come before the error of a source that is [`breaking`].
+fn before_it_breaks(mut decoder: Decoder, room: usize) -> usize {
+    let (mut out, mut all) = (vec![0; room], 0);
+    let error = loop {
+        match decoder.read(&mut out) {
+            Ok(Decoded::Filled(count)) => all += count,
+            Ok(Decoded::Piece(bytes)) => all += bytes.len(),
+            Ok(Decoded::End) => panic!("it breaks off"),
+            Err(error) => break io::Error::from(error),
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    all
+}
+
+/// Words of which few come twice: windows are soon known, and each 10,000 bytes are new.
+pub(super) fn text(len: usize) -> Vec<u8> {
+    let mut x = 9_u32;
+    let mut text = Vec::with_capacity(len + 8);
+    while text.len() < len {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        text.extend(format!("{:x} ", x >> 14).as_bytes());
+    }
+    text
+}
+
 #[test]
 fn every_size_of_piece_and_room_gives_the_same() {
     let data = sample(30_000);
@@ -226,6 +260,25 @@ pub(super) mod deflate {
         encoder.finish().unwrap()
     }
 
+    /// Bytes of a stream that are others, each somewhere, and where it is cut off.
+    pub(super) type Damage = (Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>);
+
+    pub(super) fn damage() -> impl Strategy<Value = Damage> {
+        let bytes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4);
+        (bytes, prop::option::of(any::<prop::sample::Index>()))
+    }
+
+    pub(super) fn damaged(mut stream: Vec<u8>, (bytes, cut): Damage) -> Vec<u8> {
+        for (at, byte) in bytes {
+            let at = at.index(stream.len());
+            stream[at] = byte;
+        }
+        if let Some(cut) = cut {
+            stream.truncate(cut.index(stream.len()));
+        }
+        stream
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -244,19 +297,11 @@ pub(super) mod deflate {
         #[test]
         fn damaged_streams_are_judged_as_by_zlib(
             (data, level, fields) in (content(), 1..10u32, 0..16u8),
-            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
-            cut in prop::option::of(any::<prop::sample::Index>()),
+            damage in damage(),
             piece in 1..5000usize,
             room in 1..70_000usize,
         ) {
-            let mut stream = member(&data, level, fields);
-            for (at, byte) in damage {
-                let at = at.index(stream.len());
-                stream[at] = byte;
-            }
-            if let Some(cut) = cut {
-                stream.truncate(cut.index(stream.len()));
-            }
+            let stream = damaged(member(&data, level, fields), damage);
             let decoded = decode(Compression::Gzip, &stream, piece, room);
             match reference(&stream) {
                 Some(expected) => prop_assert!(decoded.unwrap() == expected),

@@ -12,6 +12,7 @@ use super::search::{self, Start};
 use super::*;
 use crate::budget::Budget;
 use crate::compression::tests::deflate::content;
+use crate::compression::tests::text;
 use crate::sys::inflate::Inflate;
 
 /// A deflate stream; it is flushed after each so many bytes.
@@ -76,16 +77,6 @@ fn check(stream: &[u8], whole: &[u8], size: usize, inflater: &mut Inflater) -> u
         checked += 1;
     }
     checked
-}
-
-/// Words of which few come twice, so that the window is soon known.
-fn text(len: usize) -> Vec<u8> {
-    let mut x = 9_u32;
-    let word = |_| {
-        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        format!("{:x} ", x >> 14)
-    };
-    (0..len / 5).map(word).collect::<String>().into_bytes()
 }
 
 /// What does not compress: stored blocks.

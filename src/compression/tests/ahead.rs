@@ -321,22 +321,9 @@ fn a_stream_goes_on_serially_until_there_is_memory() {
 #[test]
 fn a_broken_source_is_told_after_what_had_arrived() {
     let (stream, whole) = stream(Compression::Zstd, 50, 5000);
-    let mut source = source(&stream[..stream.len() / 2], &[3000], false);
-    let broken = move || match source.next_piece()? {
-        None => Err(io::Error::new(io::ErrorKind::ConnectionReset, "the blob broke off")),
-        piece => Ok(piece),
-    };
-    let mut decoder = decoder(Compression::Zstd, Box::new(broken), with(&pool())).unwrap();
-    let (mut out, mut all) = (vec![0; 1000], 0);
-    let error = loop {
-        match decoder.read(&mut out) {
-            Ok(Decoded::Filled(count)) => all += count,
-            Ok(Decoded::Piece(bytes)) => all += bytes.len(),
-            Ok(Decoded::End) => panic!("it breaks off"),
-            Err(error) => break io::Error::from(error),
-        }
-    };
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    let source = breaking(source(&stream[..stream.len() / 2], &[3000], false));
+    let decoder = decoder(Compression::Zstd, source, with(&pool())).unwrap();
+    let all = before_it_breaks(decoder, 1000);
     assert!(all >= whole.len() / 2 - 10_000, "{all}");
 }
 

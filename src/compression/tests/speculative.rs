@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::cut::Sizes;
 use super::ahead::{cases, source};
-use super::deflate::{content, member};
+use super::deflate::{content, damage, damaged, member};
 use super::*;
 use crate::budget::Budget;
 
@@ -85,36 +85,14 @@ proptest! {
     #[test]
     fn any_damage_is_as_the_serial_decoder_has_it(
         (data, level, fields) in (large(), 0..10u32, 0..16u8),
-        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
-        cut in prop::option::of(any::<prop::sample::Index>()),
+        damage in damage(),
         part in 200_usize..20_000,
         piece in 1..50_000_usize,
         room in 1..100_000_usize,
     ) {
-        let mut stream = member(&data, level, fields);
-        for (at, byte) in damage {
-            let at = at.index(stream.len());
-            stream[at] = byte;
-        }
-        if let Some(cut) = cut {
-            stream.truncate(cut.index(stream.len()));
-        }
+        let stream = damaged(member(&data, level, fields), damage);
         same_as_serial(&pool(3, part), &stream, piece, room);
     }
-}
-
-/// Text of which each 10,000 bytes are new: windows are soon known, and one after the other.
-fn text(len: usize) -> Vec<u8> {
-    let mut x = 9_u32;
-    let mut word = || {
-        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        format!("{:x} ", x >> 14)
-    };
-    let mut text = Vec::with_capacity(len + 8);
-    while text.len() < len {
-        text.extend(word().as_bytes());
-    }
-    text
 }
 
 /// Decodes it until helpers have made something of it, which a busy machine may not let them at once.
@@ -213,23 +191,9 @@ fn a_stream_without_memory_is_decoded_serially() {
 fn a_broken_source_is_told_after_what_had_arrived() {
     let whole = text(1_000_000);
     let stream = member(&whole, 6, 0);
-    let mut source = source(&stream[..stream.len() / 2], &[30_000], false);
-    let broken = move || match source.next_piece()? {
-        None => Err(io::Error::new(io::ErrorKind::ConnectionReset, "the blob broke off")),
-        piece => Ok(piece),
-    };
-    let mut decoder =
-        decoder(Compression::Gzip, Box::new(broken), guessing(&pool(3, 20_000))).unwrap();
-    let (mut out, mut all) = (vec![0; 100_000], 0);
-    let error = loop {
-        match decoder.read(&mut out) {
-            Ok(Decoded::Filled(count)) => all += count,
-            Ok(Decoded::Piece(bytes)) => all += bytes.len(),
-            Ok(Decoded::End) => panic!("it breaks off"),
-            Err(error) => break io::Error::from(error),
-        }
-    };
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    let source = breaking(source(&stream[..stream.len() / 2], &[30_000], false));
+    let decoder = decoder(Compression::Gzip, source, guessing(&pool(3, 20_000))).unwrap();
+    let all = before_it_breaks(decoder, 100_000);
     assert!(all > whole.len() / 3, "{all}");
 }
 
