@@ -15,7 +15,28 @@ pub mod serve;
 pub mod shelf;
 mod written;
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::model::{Deviation, Model};
+
 pub use host::{CalibrateError, Probe, calibrate};
+
+/// The largest of [`pieces`].
+const PIECE_BYTES: usize = 512 << 10;
+
+/// How each puller that is not hoistd deviates, if all do it in the same way.
+fn all_others(deviation: &Deviation) -> BTreeMap<Model, Deviation> {
+    let others = Model::ALL.into_iter().filter(|model| *model != Model::Hoist);
+    others.map(|model| (model, deviation.clone())).collect()
+}
+
+/// Bytes in pieces, as a network or a decoder gives them.
+fn pieces(mut rest: Bytes) -> impl Iterator<Item = Bytes> {
+    let piece = move || Some(rest.split_to(rest.len().min(PIECE_BYTES)));
+    std::iter::from_fn(piece).take_while(|piece| !piece.is_empty())
+}
 
 /// The value in the middle, the upper one of two; `None` of none.
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::all_others;
 use crate::image::Compression;
 use crate::model::{Deviation, Model, Rates};
 use crate::units::{Rate, Seconds};
@@ -73,16 +74,14 @@ impl Costs {
         let byte = (byte * GO_INFLATE).max(self.fetch);
         let unpacked = unpacked * GO_ZSTD + self.hash * HASH_ALONE + self.write;
         let rate = |seconds: f64| Some(Rate::measured(1.0 / seconds.max(1e-12)));
-        let other = Deviation {
+        all_others(&Deviation {
             extract: rate(byte),
             per_core: rate(byte),
             unpack: rate(unpacked),
             unpack_per_core: rate(unpacked),
             per_file: Some(micros(self.plain_file * GO_FILE)),
             ..Deviation::default()
-        };
-        let others = Model::ALL.into_iter().filter(|model| *model != Model::Hoist);
-        others.map(|model| (model, other.clone())).collect()
+        })
     }
 
     /// Inflating follows the compressed bytes, decoding zstd what comes out of it.

@@ -272,9 +272,7 @@ fn recompressed(pieces: &[Bytes], compression: Compression) -> io::Result<Vec<By
             encoder.finish()?
         }
     };
-    let mut rest = Bytes::from(blob);
-    let piece = || Some(rest.split_to(rest.len().min(512 << 10))).filter(|piece| !piece.is_empty());
-    Ok(std::iter::from_fn(piece).collect())
+    Ok(super::pieces(blob.into()).collect())
 }
 
 /// Seconds of SHA-256 for a byte, where two streams are hashed at once, as in a pull.

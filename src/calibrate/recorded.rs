@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use super::link::{Limit, Link, Point, link};
-use super::median;
+use super::{all_others, median};
 use crate::image::{Compression, LayerKind};
 use crate::model::{Deviation, Model, Profile, Rates};
 use crate::timeline::{Bottleneck, LayerReport, LayerState, Phase, PullReport, PullState};
@@ -218,9 +218,7 @@ fn two_costs(rows: &[[f64; 3]]) -> (f64, f64) {
 /// What is said of pullers that are not hoistd: so many compressed bytes a second, for a layer and for a core.
 fn others_slower(rate: f64) -> BTreeMap<Model, Deviation> {
     let slower = Some(Rate::measured(rate));
-    let other = Deviation { extract: slower, per_core: slower, ..Deviation::default() };
-    let others = Model::ALL.into_iter().filter(|model| *model != Model::Hoist);
-    others.map(|model| (model, other.clone())).collect()
+    all_others(&Deviation { extract: slower, per_core: slower, ..Deviation::default() })
 }
 
 #[cfg(test)]

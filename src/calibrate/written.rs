@@ -42,13 +42,13 @@ pub(super) fn measure(home: &Path, images: bool) -> Result<Written, UnpackError>
     let (byte, disk) = large(home).map_err(failed)?;
     let archive = small_files().map_err(failed)?;
     let recorder = LayerRecorder::detached();
-    let mut source = pieces(&archive);
+    let mut source = arriving(&archive);
     let directory = home.join("files");
     std::fs::create_dir(&directory).map_err(failed)?;
     let before = Processors::now();
     unpack(&mut source, &directory, &Options::default(), &recorder)?;
     let plain_file = of_each(Processors::now().process_seconds - before.process_seconds, byte);
-    let mut source = pieces(&archive);
+    let mut source = arriving(&archive);
     let began = Instant::now();
     let file = if images {
         let options = Options::default();
@@ -97,10 +97,7 @@ fn small_files() -> io::Result<Bytes> {
 }
 
 /// The archive as a decoder would give it.
-fn pieces(archive: &Bytes) -> impl FnMut() -> io::Result<Option<Bytes>> + use<> {
-    let mut rest = archive.clone();
-    move || {
-        let piece = rest.split_to(rest.len().min(512 << 10));
-        Ok((!piece.is_empty()).then_some(piece))
-    }
+fn arriving(archive: &Bytes) -> impl FnMut() -> io::Result<Option<Bytes>> + use<> {
+    let mut pieces = super::pieces(archive.clone());
+    move || Ok(pieces.next())
 }

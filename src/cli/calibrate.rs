@@ -18,6 +18,7 @@ use crate::image::{LayerKind, Platform};
 use crate::model::Profile;
 use crate::pull::{self, Start};
 use crate::registry::Registry;
+use crate::sys::images::{file_systems_known, is_known};
 use serve::Served;
 
 /// As [`EXIT_CODES`](super::args::EXIT_CODES), with what people want first.
@@ -105,8 +106,7 @@ fn say(text: &str) {
 
 /// Whether hoistd would make images here, as far as that can be told without mounting one.
 fn kernel_has_images() -> bool {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    known.lines().any(|line| line.split_whitespace().last() == Some("erofs"))
+    is_known(&file_systems_known(), "erofs")
 }
 
 /// This host, measured with the largest layer of an image.

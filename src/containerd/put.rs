@@ -16,6 +16,7 @@ use super::images::images_client::ImagesClient;
 use super::ingest::{Labels, labelling, source_label};
 use super::{Containerd, ContainerdError, content, images};
 use crate::image::{BlobDigest, ChainId, ImagePlan, NamedDocument};
+use crate::sys::clock::rfc3339;
 use containers::containers_client::ContainersClient;
 use leases::leases_client::LeasesClient;
 use snapshots::snapshots_client::SnapshotsClient;
@@ -360,26 +361,4 @@ fn references(documents: &[NamedDocument], index: usize, plan: &ImagePlan) -> La
         }
     }
     labels
-}
-
-/// A time as containerd's labels have it, in whole seconds.
-fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    prost_types::Timestamp { seconds, nanos: 0 }.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_as_containerd_reads_them() {
-        let at = |seconds| rfc3339(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00Z");
-        assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
-        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(at(1_709_251_200), "2024-03-01T00:00:00Z");
-        assert_eq!(at(4_102_444_800), "2100-01-01T00:00:00Z");
-    }
 }

@@ -10,6 +10,7 @@ mod pull;
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::sys::clock::rfc3339;
 use crate::timeline::figures::{bytes, rate, seconds};
 use crate::timeline::svg::escaped;
 use crate::timeline::{LayerState, Phase, PullReport, PullState};
@@ -160,15 +161,7 @@ fn began(report: &PullReport) -> String {
     let at = UNIX_EPOCH.checked_add(since.min(Duration::from_secs(253_402_300_799)));
     let text = at.map(httpdate::fmt_http_date).unwrap_or_default();
     let shown = text.split_once(", ").map_or("", |(_, rest)| rest);
-    format!("<time datetime=\"{}\">{shown}</time>", machine_time(shown).unwrap_or_default())
-}
-
-/// 24 Nov 2026 14:03:05 GMT as HTML has it for programs: 2026-11-24T14:03:05Z.
-fn machine_time(shown: &str) -> Option<String> {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    let [day, month, year, time, _] = shown.split(' ').collect::<Vec<_>>().try_into().ok()?;
-    let month = MONTHS.find(month)? / 3 + 1;
-    Some(format!("{year}-{month:02}-{day}T{time}Z"))
+    format!("<time datetime=\"{}\">{shown}</time>", at.map(rfc3339).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -17,6 +17,17 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+/// The file systems that the kernel knows now, as `/proc/filesystems` lists them (proc(5)); none where it cannot be
+/// read. A module that was not loaded yet is not there.
+pub fn file_systems_known() -> String {
+    fs::read_to_string("/proc/filesystems").unwrap_or_default()
+}
+
+/// Whether that list has one of this name.
+pub fn is_known(list: &str, name: &str) -> bool {
+    list.lines().any(|line| line.split_whitespace().last() == Some(name))
+}
+
 /// How a kernel takes an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attachment {

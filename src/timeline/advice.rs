@@ -1,6 +1,6 @@
 //! The two sentences of a judgement: why it is said, and what would help.
 
-use super::figures::{bytes, percent, rate, seconds, short};
+use super::figures::{bytes, entries, percent, rate, seconds, short};
 use super::judge::{Blame, Bottleneck, at_once, connected, for_disk, own_share, unpacking};
 use super::{LayerReport, MachineReport, Phase, PullReport, Stall};
 
@@ -237,7 +237,7 @@ fn making(report: &PullReport, layer: &LayerReport, took: f64) -> (String, Strin
         "unpacking layer {} ({} in {}) took {} of {}, computing{}; {why} of that",
         short(&layer.digest),
         bytes(layer.bytes(Phase::Write)),
-        entries(layer),
+        entries(layer.entries),
         seconds(busy),
         seconds(report.seconds),
         if writers > busy { "" } else { " on one core" },
@@ -245,13 +245,6 @@ fn making(report: &PullReport, layer: &LayerReport, took: f64) -> (String, Strin
     let alone =
         "a faster core, or an image with fewer files; hoist analyze says which are there in vain";
     (evidence, side_by_side(report, (took, busy), alone))
-}
-
-fn entries(layer: &LayerReport) -> String {
-    match layer.entries {
-        1 => "1 entry".to_owned(),
-        many => format!("{many} entries"),
-    }
 }
 
 /// What it helps to split a layer that took so long and kept one core busy for so long of it;
@@ -282,7 +275,7 @@ fn disk(report: &PullReport, layer: &LayerReport, took: f64) -> (String, String)
             "recording layer {} ({} in {}) when its files were made took {}",
             short(&layer.digest),
             bytes(written),
-            entries(layer),
+            entries(layer.entries),
             of_all(commit),
         )
     } else {
@@ -297,7 +290,7 @@ fn disk(report: &PullReport, layer: &LayerReport, took: f64) -> (String, String)
             "writing layer {} ({} in {}) held it up for {}: its writers {why}, at {}",
             short(&layer.digest),
             bytes(written),
-            entries(layer),
+            entries(layer.entries),
             of_all(unpacking),
             rate(written, unpacking),
         )

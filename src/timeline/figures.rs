@@ -49,6 +49,11 @@ pub fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
+/// 1 entry, 85,000 entries without the comma.
+pub fn entries(count: u64) -> String {
+    if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") }
+}
+
 /// The first twelve digits of a digest, as docker shows them.
 pub fn short(digest: &impl std::fmt::Display) -> String {
     let text = digest.to_string();

@@ -12,6 +12,7 @@ use crate::cli::remote;
 use crate::config::{Backend, Config, MinFree};
 use crate::control::{InfoRequest, InfoResponse};
 use crate::sys::clock;
+use crate::sys::images::{file_systems_known, is_known};
 use crate::sys::space::Space;
 use crate::timeline::figures::{bytes, rate};
 
@@ -33,7 +34,7 @@ pub(super) async fn checks(checks: &mut Vec<Check>, config: &Config, no_disk_tes
     if let Some(info) = info {
         checks.push(labels(&info));
     }
-    let kernel_has = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let kernel_has = file_systems_known();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     checks.push(kernel(config.pull.backend, &kernel_has, release.trim()));
     let root = nearest(&config.root);
@@ -134,7 +135,7 @@ fn labels(info: &InfoResponse) -> Check {
 /// What the kernel of this `release` can do; `known` is its `/proc/filesystems`.
 fn kernel(backend: Backend, known: &str, release: &str) -> Check {
     const NAME: &str = "kernel";
-    let has = |name: &str| known.lines().any(|line| line.split_whitespace().last() == Some(name));
+    let has = |name: &str| is_known(known, name);
     if backend == Backend::Erofs && !has("erofs") {
         Check::wrong(
             NAME,

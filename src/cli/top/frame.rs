@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use crate::control::InfoResponse;
-use crate::timeline::figures::{bytes, counted, rate, seconds, short};
+use crate::timeline::figures::{bytes, counted, entries, rate, seconds, short};
 use crate::timeline::waterfall::printable;
 use crate::timeline::{LayerReport, LayerState, Phase, PullReport, PullState};
 
@@ -170,14 +170,13 @@ impl Frame {
 
 fn line_of_layer(out: &mut String, layer: &LayerReport) {
     let came = layer.bytes(Phase::Download).min(layer.size);
-    let entries = match layer.entries {
+    let made = match layer.entries {
         0 => String::new(),
-        1 => ", 1 entry".to_owned(),
-        many => format!(", {many} entries"),
+        some => format!(", {}", entries(some)),
     };
     let _ = writeln!(
         out,
-        "      {}  {}  {:>9} of {:>9}  {}{entries}",
+        "      {}  {}  {:>9} of {:>9}  {}{made}",
         short(&layer.digest),
         bar(came, layer.size),
         bytes(came),

@@ -179,24 +179,25 @@ impl Codes {
     /// The entry of the next literal or length. It passes over the first bits of a long word.
     #[inline(always)]
     pub(super) fn literal(&self, bits: &mut Bits<'_>) -> u32 {
-        let entry = self.literals[(bits.peek() & ((1 << LITERAL_BITS) - 1)) as usize];
-        if entry & (OTHER | SUBTABLE) == OTHER | SUBTABLE {
-            bits.skip(LITERAL_BITS);
-            return self.literals[named(entry, bits) % LITERAL_ENTRIES];
-        }
-        entry
+        next(&self.literals, LITERAL_BITS, bits)
     }
 
     /// The entry of the next distance. It passes over the first bits of a long word.
     #[inline(always)]
     pub(super) fn distance(&self, bits: &mut Bits<'_>) -> u32 {
-        let entry = self.distances[(bits.peek() & ((1 << DISTANCE_BITS) - 1)) as usize];
-        if entry & (OTHER | SUBTABLE) == OTHER | SUBTABLE {
-            bits.skip(DISTANCE_BITS);
-            return self.distances[named(entry, bits) % DISTANCE_ENTRIES];
-        }
-        entry
+        next(&self.distances, DISTANCE_BITS, bits)
     }
+}
+
+/// The entry of the next word in a table that is looked into by so many bits first.
+#[inline(always)]
+fn next<const ENTRIES: usize>(table: &[u32; ENTRIES], first_bits: u32, bits: &mut Bits<'_>) -> u32 {
+    let entry = table[(bits.peek() & ((1 << first_bits) - 1)) as usize];
+    if entry & (OTHER | SUBTABLE) == OTHER | SUBTABLE {
+        bits.skip(first_bits);
+        return table[named(entry, bits) % ENTRIES];
+    }
+    entry
 }
 
 /// Where the entry of a long word is.
