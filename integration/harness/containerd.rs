@@ -173,6 +173,11 @@ impl Containerd {
         self.ctr(REFERENCE, &arguments);
     }
 
+    /// Removes an image that was pulled for comparison, and waits for the garbage collection.
+    pub(crate) fn remove_reference(&self, image: &str) {
+        self.ctr(REFERENCE, &["image", "rm", "--sync", image]);
+    }
+
     /// Removes an image, and waits for containerd's garbage collection.
     ///
     /// Through CRI, which knows an image by several names and drops them all; what only `ctr` knows yet, through that.
