@@ -29,7 +29,7 @@ const PULLERS: [Puller; 4] = [Puller::Second, Puller::First, Puller::Hoistd, Pul
 
 /// Pushed into a registry for every target, and read by all that read images. A container of each image runs.
 ///
-/// What has been compared is removed, or the disk would hold 24 trees and their blobs at the end.
+/// What has been compared is removed, or the disk would hold 16 trees and their blobs at the end.
 #[test]
 fn whoever_pulls_the_result_has_the_same_files() {
     let name = "whoever_pulls_the_result_has_the_same_files";
@@ -47,7 +47,9 @@ fn whoever_pulls_the_result_has_the_same_files() {
             let result = results.image(&format!("{image}:{target}"));
             let told = bench.convert(&source, &result, target);
             assert!(told.contains("is expected to take"), "{told}");
-            for step in 0..2 {
+            // The pair of target and puller that no image comes to is the first one's, the smallest.
+            let also = (row == 0).then_some(IMAGES.len());
+            for step in std::iter::once(0).chain(also) {
                 let puller = PULLERS[(row + column + step) % PULLERS.len()];
                 bench.compare(puller, &result, &expected.target, &format!("{image}-{target}"));
             }
