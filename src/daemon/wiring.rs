@@ -77,6 +77,8 @@ impl Engine {
         let snapshots = Snapshots::open(&config.root, options)
             .map_err(|source| DaemonError::Root { root: config.root.clone(), source })?;
         let history = history(config);
+        // They go on where they were before a restart.
+        history.images(usize::MAX).iter().for_each(|image| metrics.pulls.seen(image));
         let keychain = Keychain::default();
         let fetcher = match no_pull {
             true => None,
@@ -149,6 +151,7 @@ impl Engine {
     pub(super) fn refresh(&self) -> Result<(), crate::snapshots::Error> {
         self.metrics.store.budget(self.budget.total(), self.budget.in_use());
         self.metrics.pulls.in_progress(self.history.running());
+        self.history.images(0).iter().for_each(|image| self.metrics.pulls.seen(image));
         let (waiting, running) = self.layers();
         self.metrics.layers.now(waiting, running);
         let (most, in_use) = self.connections();

@@ -73,6 +73,11 @@ impl PullRecorder {
         self.id
     }
 
+    /// The image reference.
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+
     /// When it began.
     pub fn began(&self) -> Instant {
         self.began
