@@ -132,11 +132,12 @@ impl Daemon {
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
-    /// `hoist` against it.
+    /// `hoist` against it, in the same environment.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
         command
             .env_remove("HOIST_CONFIG")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.home.path())
             .arg("--config")
             .arg(self.home.path().join("hoist.toml"))
