@@ -128,8 +128,8 @@ fn grid(scale: Scale, height: usize) -> String {
             out,
             "<line class=\"grid\" x1=\"{x:.3}%\" x2=\"{x:.3}%\" y1=\"18\" y2=\"{height}\"/>"
         );
-        // A label that would not fit at the right edge is left out; its line says enough.
-        if x < 94.0 {
+        // A label that would not fit at the right edge, on a telephone too, is left out; its line says enough.
+        if x < 88.0 {
             let _ = write!(
                 out,
                 "<text class=\"dim\" x=\"{x:.3}%\" y=\"12\">{}</text>",
