@@ -12,6 +12,8 @@ mod credentials;
 #[path = "registry/faults.rs"]
 mod faults;
 mod faulty_registry;
+#[path = "registry/heads.rs"]
+mod heads;
 #[path = "registry/patience.rs"]
 mod patience;
 #[path = "registry/places.rs"]

@@ -167,8 +167,8 @@ fn row(out: &mut String, layer: &LayerReport, critical: bool, scale: Scale, y: u
     if let Some(wait) = layer.phase(Phase::Wait) {
         bar(out, "wait", scale, lanes + LANE, 3, (wait.begin_seconds, wait.end_seconds));
     }
-    if let (Some((from, _)), Some(download)) = (layer.work(), layer.phase(Phase::Download)) {
-        bar(out, "net", scale, lanes + 2, 3, (from, download.begin_seconds));
+    if let (Some(asked), Some(download)) = (layer.asked_from(), layer.phase(Phase::Download)) {
+        bar(out, "net", scale, lanes + 2, 3, (asked, download.begin_seconds));
     }
     for (lane, (class, phase)) in
         [("net", Phase::Download), ("dec", Phase::Decompress), ("wri", Phase::Write)]

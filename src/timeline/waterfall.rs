@@ -206,12 +206,12 @@ impl Canvas {
         if let Some((from, to)) = ends(Phase::Wait) {
             spans.push((Cell::Wait, from, to));
         }
-        if let Some((from, to)) = layer.work() {
+        if let (Some(asked), Some((from, to))) = (layer.asked_from(), layer.work()) {
             let (fetch, fetched) = ends(Phase::Download).unwrap_or((to, to));
             let commit = ends(Phase::Commit).map_or(to, |(from, _)| from);
-            spans.push((Cell::Request, from, fetch));
+            spans.push((Cell::Request, asked, fetch));
             spans.push((Cell::Fetch, fetch, fetched));
-            spans.push((Cell::Unpack, fetched, commit));
+            spans.push((Cell::Unpack, fetched.max(from), commit));
             spans.push((Cell::Commit, commit, to));
         }
         let took = match (&layer.state, layer.work()) {
