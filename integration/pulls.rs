@@ -22,6 +22,8 @@ mod doctor;
 mod ecr;
 #[path = "pulls/failures.rs"]
 mod failures;
+#[path = "pulls/idle.rs"]
+mod idle;
 #[path = "pulls/images.rs"]
 mod images;
 #[path = "pulls/logs.rs"]

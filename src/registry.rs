@@ -201,6 +201,11 @@ impl Registry {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Closes the connections that nobody uses, which takes a moment after this has returned.
+    pub fn close_idle(&self) {
+        self.shared.clients.forget();
+    }
+
     fn backoff(&self) -> Backoff {
         let Settings { retries, backoff_initial: initial, backoff_max: max, ref metrics, .. } =
             self.shared.settings;

@@ -165,6 +165,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Closes connections to registries that nobody uses.
+    pub(super) fn close_idle(&self) {
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.registry().close_idle();
+        }
+    }
+
     /// Requests for blobs that there may be at once, and that there are.
     pub(super) fn connections(&self) -> (usize, usize) {
         self.fetcher.as_ref().map_or((0, 0), Fetcher::connections)
