@@ -12,6 +12,8 @@ use faulty_registry::{FaultyRegistry, Reply};
 use hoist::image::{DiffId, Sha256};
 use tokio::process::Command;
 
+#[path = "cli/platform.rs"]
+mod platform;
 #[path = "cli/words.rs"]
 mod words;
 

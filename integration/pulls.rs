@@ -16,6 +16,8 @@ mod browser;
 mod daemon;
 #[path = "pulls/dashboards.rs"]
 mod dashboards;
+#[path = "pulls/directory.rs"]
+mod directory;
 #[path = "pulls/doctor.rs"]
 mod doctor;
 #[path = "pulls/ecr.rs"]

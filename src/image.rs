@@ -18,4 +18,4 @@ pub use error::ManifestError;
 pub use layer::{Compression, LayerKind};
 pub use manifest::{Descriptor, INDEX_DEPTH, ManifestOrIndex, select_platform};
 pub use plan::{ImageLayer, ImagePlan, NamedDocument, parse_config};
-pub use platform::Platform;
+pub use platform::{Platform, check_platform};

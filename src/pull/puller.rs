@@ -182,8 +182,9 @@ impl Puller {
         class: Class,
     ) -> Result<Pulling, PullError> {
         let reference = parse_reference(image)?;
+        let start = if platform.is_some() { Start::ReferenceFor } else { Start::Reference };
         let platform = platform.unwrap_or_else(|| self.0.settings.platform.clone());
-        let pull = self.0.begin(image, reference, Start::Reference, platform, class, None);
+        let pull = self.0.begin(image, reference, start, platform, class, None);
         Ok(Pulling { shared: Arc::clone(&self.0), pull })
     }
 }
