@@ -32,6 +32,8 @@ mod images;
 mod logs;
 #[path = "pulls/pages.rs"]
 mod pages;
+#[path = "pulls/read_only.rs"]
+mod read_only;
 #[path = "pulls/secrets.rs"]
 mod secrets;
 #[path = "pulls/slow_disk.rs"]

@@ -202,6 +202,17 @@ impl Containerd {
         let _ = self.ctr_process(NAMESPACE, &["content", "prune", "references"]).output();
     }
 
+    /// Has it collect garbage, and waits until it has.
+    pub(crate) fn collect_garbage(&self) {
+        self.ctr(NAMESPACE, &["leases", "create", "--id", "garbage"]);
+        self.ctr(NAMESPACE, &["leases", "rm", "--sync", "garbage"]);
+    }
+
+    /// kill -9.
+    pub(crate) fn crash(&mut self) {
+        self.daemon.crash();
+    }
+
     /// What containerd knows in the namespace of the tests, for the text of a failure.
     pub(crate) fn inventory(&self) -> String {
         let lists = [
@@ -419,6 +430,7 @@ fn configuration(
         ),
         Generation::Two => format!(
             "version = 3\n{shared}\
+             capabilities = [\"remap-ids\"]\n\
              [proxy_plugins.hoist.exports]\nroot = \"{root}\"\nenable_remote_snapshot_annotations = \"true\"\n\
              [plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"hoist\"\ndisable_snapshot_annotations = false\n\
              [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"@PAUSE@\"\n\
