@@ -14,6 +14,8 @@ use tokio::process::Command;
 
 #[path = "cli/platform.rs"]
 mod platform;
+#[path = "cli/uninstall.rs"]
+mod uninstall;
 #[path = "cli/words.rs"]
 mod words;
 
