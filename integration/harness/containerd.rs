@@ -250,6 +250,14 @@ impl Containerd {
         layers.iter().map(|layer| text_of(&layer["digest"])).collect()
     }
 
+    /// The same with their sizes.
+    pub(crate) fn layer_sizes(&self, namespace: &str, image: &str) -> Vec<(String, u64)> {
+        let manifest = self.manifest(namespace, image);
+        let layers = manifest["layers"].as_array().expect("a manifest has layers");
+        let size = |layer: &serde_json::Value| layer["size"].as_u64().expect("a layer has a size");
+        layers.iter().map(|layer| (text_of(&layer["digest"]), size(layer))).collect()
+    }
+
     /// The name of an image's topmost snapshot: the ChainID over the DiffIDs of its configuration.
     fn chain_id(&self, namespace: &str, image: &str) -> String {
         let digest = text_of(&self.manifest(namespace, image)["config"]["digest"]);
