@@ -10,6 +10,7 @@ mod layer;
 mod manifest;
 mod plan;
 mod platform;
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -19,3 +20,4 @@ pub use layer::{Compression, LayerKind};
 pub use manifest::{Descriptor, INDEX_DEPTH, ManifestOrIndex, select_platform};
 pub use plan::{ImageLayer, ImagePlan, NamedDocument, parse_config};
 pub use platform::{Platform, check_platform};
+pub use reference::{Reference, ReferenceError};

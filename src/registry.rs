@@ -33,13 +33,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_TYPE;
 
-use crate::image::{BlobDigest, Sha256};
+use crate::image::{BlobDigest, Reference, Sha256};
 use crate::metrics::RequestMetrics;
 
 pub use blob::{Blob, Body};
 pub use credentials::{Keychain, registry_of, unpacked};
 pub use error::{Failure, RegistryError};
-pub use oci_spec::distribution::{ParseError, Reference};
 pub use push::{Push, ReadPart, Sent};
 pub(crate) use retry::Backoff;
 

@@ -15,9 +15,9 @@ use super::trees::{HeldTree, TreeStore};
 use crate::budget::turns::Class;
 use crate::fetch::{Fetcher, ImageFetcher};
 use crate::image::{
-    BlobDigest, ChainId, Compression, ImageLayer, ImagePlan, NamedDocument, Platform,
+    BlobDigest, ChainId, Compression, ImageLayer, ImagePlan, NamedDocument, Platform, Reference,
 };
-use crate::registry::{Reference, Registry};
+use crate::registry::Registry;
 use crate::timeline::{LayerRecorder, LayerState, PullRecorder};
 
 /// What pulls need, whatever the image.

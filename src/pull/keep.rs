@@ -28,8 +28,8 @@ use crate::budget::Budget;
 use crate::budget::turns::{Class, Standing};
 use crate::containerd::{Address, Containerd, ContainerdError, Ingest, Labels, source_label};
 use crate::fetch::{BlobReader, FetchError, ImageFetcher};
-use crate::image::{BlobDigest, DiffId};
-use crate::registry::{Blob, Reference};
+use crate::image::{BlobDigest, DiffId, Reference};
+use crate::registry::Blob;
 use crate::timeline::LayerRecorder;
 
 /// Compressed bytes of a layer that wait to be sent to containerd, at most.

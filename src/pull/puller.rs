@@ -22,8 +22,8 @@ use crate::budget::Budget;
 use crate::budget::turns::Class;
 use crate::containerd::Containerd;
 use crate::fetch::Fetcher;
-use crate::image::{BlobDigest, ChainId, NamedDocument, Platform};
-use crate::registry::{Reference, Registry};
+use crate::image::{BlobDigest, ChainId, NamedDocument, Platform, Reference, ReferenceError};
+use crate::registry::Registry;
 use crate::timeline::{History, PullRecorder, PullReport, PullState};
 use crate::unpack;
 
@@ -204,7 +204,7 @@ impl Puller {
 /// # Errors
 /// Where it is none; the error names it.
 pub fn parse_reference(image: &str) -> Result<Reference, PullError> {
-    image.parse().map_err(|error: crate::registry::ParseError| PullError::Reference {
+    image.parse().map_err(|error: ReferenceError| PullError::Reference {
         reference: image.to_owned(),
         reason: error.to_string(),
     })

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::PullError;
 use crate::image::{
     BlobDigest, INDEX_DEPTH, ImagePlan, ManifestError, ManifestOrIndex, NamedDocument, Platform,
-    check_platform, parse_config, select_platform,
+    Reference, check_platform, parse_config, select_platform,
 };
-use crate::registry::{Document, Reference, Registry};
+use crate::registry::{Document, Registry};
 
 /// The most bytes of an image configuration that are read: configurations of real images have
 /// kilobytes; containerd's own bound for such documents is 8 MiB.
