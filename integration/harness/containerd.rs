@@ -122,6 +122,13 @@ impl Containerd {
         must(&mut self.ctr_process(namespace, arguments))
     }
 
+    /// What `ctr` says where it has to fail.
+    pub(crate) fn refuses(&self, namespace: &str, arguments: &[&str]) -> String {
+        let output = self.ctr_process(namespace, arguments).output().expect("it can be started");
+        assert!(!output.status.success(), "{arguments:?} succeeded");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Whether `ctr` succeeds with these arguments.
     pub(crate) fn answers(&self, arguments: &[&str]) -> bool {
         self.ctr_process(NAMESPACE, arguments).output().is_ok_and(|output| output.status.success())
