@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::daemon::blocking;
 use super::faulty_registry::FaultyRegistry;
-use super::images::{Layer, noise, push};
+use super::images::{Layer, noise, push, tar};
 
 /// Size of the file system that is pulled to.
 const DISK: &str = "24m";
@@ -46,18 +46,17 @@ async fn a_pull_that_has_no_room_says_so_and_leaves_nothing() {
     let small = push(&server, "small", &[Layer::of("zstd", "file", noise("s", 1 << 20))]);
     let large = push(&server, "large", &[Layer::of("zstd", "file", noise("l", 30 << 20))]);
     // A layer that is small until it is unpacked, over one that is there by then.
-    let grows = noise("g", 100_000).repeat(400);
-    let layers = [
-        Layer::of("gzip", "below", noise("b", 2 << 20)),
-        Layer::of("zstd", "directory/file", grows),
-    ];
+    let file = noise("g", 100_000).repeat(10);
+    let grows = tar((0..40).map(|n| (format!("directory/file{n}"), file.clone())));
+    let layers = [Layer::of("gzip", "below", noise("b", 2 << 20)), Layer::new("zstd", &grows)];
     let grows = push(&server, "grows", &layers);
     blocking(move || {
         let fits = pull(&small, "1MiB");
         assert_eq!((&*fits.code, &fits.left[..2]), ("0", "to"), "{}", fits.said);
         for (image, min_free, says) in [
             (&large, "auto", &["needs at least 31", "limits.min_free", "disk/to"][..]),
-            (&grows, "4MiB", &["needs more than the", "4194304 of them have to stay free"]),
+            // More than is written between two looks.
+            (&grows, "12MiB", &["needs more than the", "12582912 of them have to stay free"]),
             (&grows, "0B", &["No space left on device", "nothing of the pull is left"]),
             (&large, "90%", &["needs at least 31", "limits.min_free"]),
         ] {

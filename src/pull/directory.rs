@@ -31,8 +31,8 @@ pub struct DirectoryStore {
     /// Whether the destination was made for the pull.
     is_new: bool,
     staging: PathBuf,
-    /// The image is there whole.
-    whole: AtomicBool,
+    /// A merge has begun and has not come to its end.
+    merging: AtomicBool,
     next: AtomicI64,
     /// Those that are written, and those that are being written.
     trees: Mutex<HashMap<TreeId, (DiffId, Option<TreeInfo>)>>,
@@ -63,7 +63,7 @@ impl DirectoryStore {
             dest: dest.to_owned(),
             is_new,
             staging,
-            whole: AtomicBool::new(false),
+            merging: AtomicBool::new(false),
             next: AtomicI64::new(1),
             trees: Mutex::default(),
         })
@@ -75,8 +75,9 @@ impl DirectoryStore {
     /// Where a file cannot be moved.
     pub fn merge(&self, trees: &[HeldTree]) -> Result<(), UnpackError> {
         let paths: Vec<PathBuf> = trees.iter().map(|held| held.tree.path.clone()).collect();
+        self.merging.store(true, Relaxed);
         unpack::merge(&paths, &self.dest)?;
-        self.whole.store(true, Relaxed);
+        self.merging.store(false, Relaxed);
         Ok(())
     }
 
@@ -95,16 +96,16 @@ impl Drop for DirectoryStore {
         if let Err(error) = fs::remove_dir_all(&self.staging) {
             tracing::warn!(path = %self.staging.display(), %error, "could not remove the staging directory");
         }
-        if self.whole.load(Relaxed) {
-            return;
-        }
-        // It was empty before: all that is in it was merged.
-        let removed = fs::read_dir(&self.dest).and_then(|mut entries| entries.try_for_each(remove));
-        if let Err(error) = removed {
-            tracing::warn!(path = %self.dest.display(), %error, "a part of the image stays");
+        if self.merging.load(Relaxed) {
+            // It was empty before: all that is in it was merged.
+            let removed =
+                fs::read_dir(&self.dest).and_then(|mut entries| entries.try_for_each(remove));
+            if let Err(error) = removed {
+                tracing::warn!(path = %self.dest.display(), %error, "a part of the image stays");
+            }
         }
         if self.is_new {
-            // One with something left in it stays.
+            // One with something in it stays.
             let _ = fs::remove_dir(&self.dest);
         }
     }
