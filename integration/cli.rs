@@ -12,6 +12,10 @@ use faulty_registry::{FaultyRegistry, Reply};
 use hoist::image::{DiffId, Sha256};
 use tokio::process::Command;
 
+#[path = "cli/platform.rs"]
+mod platform;
+#[path = "cli/uninstall.rs"]
+mod uninstall;
 #[path = "cli/words.rs"]
 mod words;
 

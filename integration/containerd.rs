@@ -20,8 +20,12 @@ mod depth;
 mod images;
 #[path = "containerd/keychain.rs"]
 mod keychain;
+#[path = "containerd/mapped.rs"]
+mod mapped;
 #[path = "containerd/prefetch.rs"]
 mod prefetch;
+#[path = "containerd/second.rs"]
+mod second;
 #[path = "containerd/space.rs"]
 mod space;
 

@@ -351,6 +351,30 @@ fn without_all_users_it_says_so_and_does_not_start() {
     assert!(!dir.path().join("root").exists(), "nothing is made");
 }
 
+/// Neither somebody who is not root.
+#[test]
+fn without_root_it_says_so_and_does_not_start() {
+    // Where nobody can come as well.
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let program = dir.path().join("hoistd");
+    fs::copy(env!("CARGO_BIN_EXE_hoistd"), &program).unwrap();
+    let refused = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(&program)
+        .args(["--metrics", "off", "--root"])
+        .arg(dir.path().join("root"))
+        .arg("--socket")
+        .arg(dir.path().join("hoist.sock"))
+        .env_remove("NOTIFY_SOCKET")
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let told = text(&refused.stderr);
+    assert!(told.contains("hoistd needs root, outside of user namespaces"), "{told}");
+    assert!(!dir.path().join("root").exists(), "nothing is made");
+}
+
 #[test]
 fn check_tells_all_mistakes_and_does_not_start() {
     let wrong = check("rooot = \"/x\"\n[fetch]\nretries = \"many\"\n");

@@ -75,8 +75,7 @@ async fn an_image_of_every_form_comes_whole_and_merges() {
     eventually("the budget is free", || engine.budget.in_use() == 0).await;
 }
 
-/// Three layers are in work at once, as the engine is set; of tiny ones there are more, or the
-/// barrier would never open.
+/// Three layers are in work at once, as the engine is set; of tiny ones there are more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tiny_layers_do_not_wait_for_each_other() {
     let server = FaultyRegistry::start().await;
@@ -84,17 +83,57 @@ async fn tiny_layers_do_not_wait_for_each_other() {
         .map(|n| Layer::new("gzip", &tar(&[(&format!("file-{n}"), n.to_string().as_bytes())])))
         .collect();
     push(&server, "tag", &layers);
-    let barrier = Arc::new(tokio::sync::Barrier::new(4));
-    server.script(move |request, reply| {
-        let layer = request.is_blob() && !reply.body.starts_with(b"{");
-        Reply { barrier: layer.then(|| Arc::clone(&barrier)), ..reply }
-    });
+    let open = hold_layers(&server);
     let engine = Engine::new();
     let pulling = engine.puller.start(&format!("{}/some/image:tag", server.host), None).unwrap();
+    eventually("more than three are in work", || engine.staged() > 3).await;
+    open.send(true).unwrap();
     let trees = pulling.trees().await.unwrap();
     engine.store.merge(&trees).unwrap();
     assert_eq!(read(&engine.directory.path().join("to/file-23")), "23");
     assert_eq!(pulling.recorder().report().layers.iter().map(|l| l.retries).sum::<u64>(), 0);
+    drop((pulling, trees));
+    eventually("the budget is free", || engine.budget.in_use() == 0).await;
+}
+
+/// Keeps the answers to requests for layers back until it is told.
+fn hold_layers(server: &FaultyRegistry) -> tokio::sync::watch::Sender<bool> {
+    let (open, opened) = tokio::sync::watch::channel(false);
+    server.script(move |request, reply| {
+        let layer = request.is_blob() && !reply.body.starts_with(b"{");
+        Reply { until: layer.then(|| opened.clone()), ..reply }
+    });
+    open
+}
+
+/// Of these three have their turns, as each has a window of 8 MiB and the layers a half of 96 MiB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_waits_for_its_turn_has_its_head_asked_for() {
+    let server = FaultyRegistry::start().await;
+    let layers =
+        [5, 4, 3, 2].map(|size| Layer::large("zstd", &format!("file-{size}"), size * 100_000));
+    push(&server, "tag", &layers);
+    let open = hold_layers(&server);
+    let engine = Engine::new();
+    let pulling = engine.puller.start(&format!("{}/some/image:tag", server.host), None).unwrap();
+    eventually("three are in work", || engine.staged() == 3).await;
+    let report = pulling.recorder().report();
+    let waits: Vec<_> =
+        report.layers.iter().filter(|layer| layer.state == LayerState::Waiting).collect();
+    assert_eq!(waits.len(), 1, "{report:?}");
+    let name = waits[0].digest.to_string();
+    let asked = || {
+        let requests = server.blob_requests();
+        let own = requests.iter().filter(|request| request.path.ends_with(&name));
+        own.map(|request| request.range().unwrap()).collect::<Vec<_>>()
+    };
+    eventually("the head of the fourth is asked for", || !asked().is_empty()).await;
+    assert_eq!(engine.staged(), 3, "it has not got its turn meanwhile");
+    assert_eq!(asked(), [(0, (64 << 10) - 1)], "its first chunk alone");
+    open.send(true).unwrap();
+    let trees = pulling.trees().await.unwrap();
+    let report = pulling.recorder().report();
+    assert_eq!(report.bytes(hoist::timeline::Phase::Download), report.size(), "each byte once");
     drop((pulling, trees));
     eventually("the budget is free", || engine.budget.in_use() == 0).await;
 }

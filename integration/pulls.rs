@@ -16,18 +16,24 @@ mod browser;
 mod daemon;
 #[path = "pulls/dashboards.rs"]
 mod dashboards;
+#[path = "pulls/directory.rs"]
+mod directory;
 #[path = "pulls/doctor.rs"]
 mod doctor;
 #[path = "pulls/ecr.rs"]
 mod ecr;
 #[path = "pulls/failures.rs"]
 mod failures;
+#[path = "pulls/idle.rs"]
+mod idle;
 #[path = "pulls/images.rs"]
 mod images;
 #[path = "pulls/logs.rs"]
 mod logs;
 #[path = "pulls/pages.rs"]
 mod pages;
+#[path = "pulls/read_only.rs"]
+mod read_only;
 #[path = "pulls/secrets.rs"]
 mod secrets;
 #[path = "pulls/slow_disk.rs"]

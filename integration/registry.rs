@@ -12,6 +12,8 @@ mod credentials;
 #[path = "registry/faults.rs"]
 mod faults;
 mod faulty_registry;
+#[path = "registry/heads.rs"]
+mod heads;
 #[path = "registry/patience.rs"]
 mod patience;
 #[path = "registry/places.rs"]
@@ -31,8 +33,8 @@ use std::time::Duration;
 use faulty_registry::{FaultyRegistry, Reply, Request, eventually};
 use hoist::budget::Budget;
 use hoist::fetch::{FetchError, Fetcher, Limits};
-use hoist::image::{BlobDigest, Sha256};
-use hoist::registry::{Reference, Registry, RegistryError, Settings};
+use hoist::image::{BlobDigest, Reference, Sha256};
+use hoist::registry::{Registry, RegistryError, Settings};
 use hoist::timeline::{LayerRecorder, Phase};
 use tokio::sync::Barrier;
 

@@ -14,6 +14,11 @@ use turns::{Claimant, Class, Entering, Gate, Held, Party, Scarce, Standing, Verd
 /// The smallest thing that is counted; 4 TiB are the most.
 const UNIT_BYTES: u64 = 1024;
 
+/// The heads of layers that wait for their turn have this part of a budget: two chunks of the default one, or
+/// some seventy of the layers that a builder's smallest steps make. With more, the largest zstd window
+/// would not fit beside them.
+const HEADS_PART: u32 = 10;
+
 /// A bounded number of bytes that may be in flight at once.
 #[derive(Clone)]
 pub struct Budget {
@@ -34,13 +39,20 @@ struct Units {
     /// Held by pulls ahead of time.
     ahead: u32,
     ahead_most: u32,
+    /// Held for the heads of layers that wait for their turn.
+    heads: u32,
+    heads_most: u32,
 }
 
 impl Units {
     /// What pulls ahead of time hold is a half at most, so that one that somebody waits for finds the
     /// other half free when it comes. A single request of theirs can always go on.
+    ///
+    /// Of a layer that waits nobody reads, so what its head holds is there until its turn comes: that has a
+    /// small part, which those in work can do without, and nobody stands in line behind it.
     fn of(total: u32) -> Self {
-        Self { free: total, ahead: 0, ahead_most: total / 2 }
+        let (ahead_most, heads_most) = (total / 2, total / HEADS_PART);
+        Self { free: total, ahead: 0, ahead_most, heads: 0, heads_most }
     }
 }
 
@@ -52,7 +64,11 @@ impl Scarce for Units {
         if who.class == Class::Ahead && self.ahead > 0 && ahead > self.ahead_most {
             return Verdict::PassOver;
         }
-        if *want <= self.free { Verdict::Go } else { Verdict::Wait }
+        let fits = *want <= self.free;
+        if !who.in_work && (!fits || self.heads.saturating_add(*want) > self.heads_most) {
+            return Verdict::PassOver;
+        }
+        if fits { Verdict::Go } else { Verdict::Wait }
     }
 
     fn take(&mut self, who: Claimant, want: &u32) {
@@ -60,12 +76,18 @@ impl Scarce for Units {
         if who.class == Class::Ahead {
             self.ahead += want;
         }
+        if !who.in_work {
+            self.heads += want;
+        }
     }
 
     fn give_back(&mut self, who: Claimant, want: &u32) {
         self.free += want;
         if who.class == Class::Ahead {
             self.ahead -= want;
+        }
+        if !who.in_work {
+            self.heads -= want;
         }
     }
 
@@ -136,6 +158,12 @@ impl Budget {
         u64::from(self.total) * UNIT_BYTES
     }
 
+    /// What the heads of layers that wait for their turn may hold of it: bytes that those in work may have
+    /// to do without.
+    pub fn heads(&self) -> u64 {
+        u64::from(self.total / HEADS_PART) * UNIT_BYTES
+    }
+
     /// Bytes reserved now.
     pub fn in_use(&self) -> u64 {
         self.total() - u64::from(self.units.with(|units| units.free)) * UNIT_BYTES
@@ -198,5 +226,31 @@ mod tests {
         drop(budget.reserve(&alone, 9 * 1024).now_or_never().expect("it can always go on, alone"));
         assert_eq!(budget.in_use(), 0);
         assert_eq!(budget.units.with(|units| units.ahead), 0);
+    }
+
+    #[test]
+    fn heads_have_a_small_part_and_nobody_stands_behind_one() {
+        use futures_util::FutureExt as _;
+        let budget = Budget::new(20 * 1024);
+        let waiting = || Standing::new(Party::new(), 1, 1).waiting();
+        let (first, second) = (waiting(), waiting());
+        let head = budget.reserve(&first, 2 * 1024).now_or_never().expect("it is a tenth");
+        let mut more = Box::pin(budget.reserve(&second, 1024));
+        assert!((&mut more).now_or_never().is_none(), "it would be more than a tenth");
+        let in_work = Standing::new(Party::new(), 1, 1);
+        let rest =
+            budget.reserve(&in_work, 18 * 1024).now_or_never().expect("the rest is for others");
+        drop(head);
+        drop((&mut more).now_or_never().expect("there is room for it now"));
+        let mut late = Box::pin(budget.reserve(&second, 2 * 1024 + 1));
+        assert!((&mut late).now_or_never().is_none());
+        assert!(budget.try_reserve(1024).is_some(), "nobody waits for a head");
+        // Its turn comes: it is as good as any other, and is waited for.
+        second.set_to_work();
+        assert!((&mut late).now_or_never().is_none(), "nothing so large is free");
+        assert!(budget.try_reserve(1024).is_none(), "it goes first");
+        drop(rest);
+        drop((&mut late).now_or_never().expect("all is free"));
+        assert_eq!((budget.in_use(), budget.units.with(|units| units.heads)), (0, 0));
     }
 }

@@ -130,6 +130,8 @@ pub struct Containerd {
     channel: Channel,
     namespace: MetadataValue<Ascii>,
     shown: String,
+    /// What is made belongs to it.
+    lease: Option<MetadataValue<Ascii>>,
 }
 
 /// A blob's bytes on their way.
@@ -156,12 +158,20 @@ impl Containerd {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             refused(source.unwrap_or_else(|| error.to_string()))
         })?;
-        Ok(Self { channel, namespace, shown })
+        Ok(Self { channel, namespace, shown, lease: None })
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.shown
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
+        if let Some(lease) = &self.lease {
+            request.metadata_mut().insert("containerd-lease", lease.clone());
+        }
         request
     }
 

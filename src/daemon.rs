@@ -39,6 +39,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::{Config, Environment};
+use crate::sys::heap;
 use application::Application;
 use error::DaemonError;
 use flags::Flags;
@@ -84,6 +85,7 @@ fn checked(path: &Path) -> String {
 }
 
 fn live(flags: &Flags, config: Config, environment: Environment) -> Result<Ended, DaemonError> {
+    heap::one_for_all();
     let level = logging::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

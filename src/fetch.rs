@@ -24,7 +24,10 @@
 //! line for the budget is waited for; whoever holds a
 //! connection has its budget already and never waits for the reader, so connections come free
 //! again. What is asked of the caller is that every reader is read or dropped: bytes in the window
-//! of a reader that nobody reads are bytes that others wait for.
+//! of a reader that nobody reads are bytes that others wait for. The one exception are layers that wait
+//! for their turn: each has its head fetched, one chunk, and all heads together have a small part of
+//! the budget, without which the others can go on ([`Budget::heads`]). So a layer begins with bytes and
+//! not with a round trip.
 //!
 //! A body that breaks off is resumed where it broke, by a request of its own, after a pause in
 //! which its connection is another's. Progress starts the count of tries anew. Whether a host
@@ -203,7 +206,9 @@ impl ImageFetcher {
         self.start_for(runtime, blob, size, recorder, standing)
     }
 
-    /// As [`start`](Self::start), for a layer whose `standing` the caller keeps an eye on.
+    /// As [`start`](Self::start), for a layer whose `standing` the caller keeps an eye on. Of a layer that
+    /// waits for its turn only the first chunk is fetched, after what others ask for, and the reader need
+    /// not be read: once the layer was set to work, [`BlobReader::begin`] is to be called.
     pub fn start_for(
         &self,
         runtime: &Handle,
@@ -212,7 +217,9 @@ impl ImageFetcher {
         recorder: Arc<LayerRecorder>,
         standing: Arc<Standing>,
     ) -> BlobReader {
-        let window = Arc::new(Window::new(self.shared.limits.per_image + transfer::CHUNKS_SPARE));
+        let most = self.shared.limits.per_image + transfer::CHUNKS_SPARE;
+        let make = if standing.is_in_work() { Window::new } else { Window::of_head };
+        let window = Arc::new(make(most));
         let transfer = Transfer {
             shared: Arc::clone(&self.shared),
             blob,
@@ -223,13 +230,14 @@ impl ImageFetcher {
         };
         let task = runtime.spawn(transfer.run().in_current_span()).abort_handle();
         standing.begin(size);
-        BlobReader { window, task, left: size, standing }
+        BlobReader { shared: Arc::clone(&self.shared), window, task, left: size, standing }
     }
 }
 
 /// The bytes of a blob in their order. Dropping it ends all of its requests and returns its bytes
 /// to the budget.
 pub struct BlobReader {
+    shared: Arc<Shared>,
     window: Arc<Window>,
     task: AbortHandle,
     left: u64,
@@ -259,6 +267,12 @@ impl BlobReader {
     /// Whether [`BlobReader::next`] returns at once.
     pub fn is_ready(&self) -> bool {
         if self.left == 0 { self.window.has_ended() } else { self.window.has_bytes() }
+    }
+
+    /// Fetches on beyond the first chunk, for a layer that has waited for its turn and now has it.
+    pub fn begin(&self) {
+        self.shared.budget.look_again();
+        self.window.begin_reading();
     }
 
     /// What ends this fetch from elsewhere.

@@ -10,6 +10,7 @@ mod layer;
 mod manifest;
 mod plan;
 mod platform;
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -18,4 +19,5 @@ pub use error::ManifestError;
 pub use layer::{Compression, LayerKind};
 pub use manifest::{Descriptor, INDEX_DEPTH, ManifestOrIndex, select_platform};
 pub use plan::{ImageLayer, ImagePlan, NamedDocument, parse_config};
-pub use platform::Platform;
+pub use platform::{Platform, check_platform};
+pub use reference::{Reference, ReferenceError};

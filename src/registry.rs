@@ -33,13 +33,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_TYPE;
 
-use crate::image::{BlobDigest, Sha256};
+use crate::image::{BlobDigest, Reference, Sha256};
 use crate::metrics::RequestMetrics;
 
 pub use blob::{Blob, Body};
 pub use credentials::{Keychain, registry_of, unpacked};
 pub use error::{Failure, RegistryError};
-pub use oci_spec::distribution::{ParseError, Reference};
 pub use push::{Push, ReadPart, Sent};
 pub(crate) use retry::Backoff;
 
@@ -199,6 +198,11 @@ impl Registry {
             settings,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Closes the connections that nobody uses, which takes a moment after this has returned.
+    pub fn close_idle(&self) {
+        self.shared.clients.forget();
     }
 
     fn backoff(&self) -> Backoff {

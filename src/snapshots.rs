@@ -171,6 +171,10 @@ impl Snapshots {
             let id = records::insert(db, &new)?;
             let parents = records::chain(db, parent_id)?;
             self.ensure_mounted(&parents)?;
+            // containerd 2.1 shifts what the lower directories have in common, by a clone without the mounts in it.
+            if let (Some(_), Some(tree)) = (&mapping, self.image_among(&parents)) {
+                return Err(Error::MappedImage { key: key.to_owned(), tree });
+            }
             let owner = self.owner(mapping.as_ref(), parents.first())?;
             made = Some(self.layout.snapshot(id));
             self.layout.make_snapshot(id, kind == Kind::Active, owner)?;

@@ -41,7 +41,7 @@ async fn stuck_prefetch(
 ) -> hoist::pull::Pulling {
     push(server, "later", layers);
     let prefetch =
-        engine.puller.prefetch(&format!("{}/some/image:later", server.host), None).unwrap();
+        engine.puller.prefetch(&format!("{}/some/image:later", server.host), None, None).unwrap();
     let states = || {
         let report = prefetch.recorder().report();
         let count = |state| report.layers.iter().filter(|layer| layer.state == state).count();
@@ -116,7 +116,7 @@ async fn the_registry_is_asked_for_what_is_waited_for_first() {
     hold_back(&server, &later, until);
     push(&server, "later", &later);
     let image = format!("{}/some/image:later", server.host);
-    let prefetch = engine.puller.prefetch(&image, None).unwrap();
+    let prefetch = engine.puller.prefetch(&image, None, None).unwrap();
     let asked = |layers: &[Layer]| {
         let requests = server.blob_requests();
         requests.iter().filter(|r| layers.iter().any(|layer| is_for(r, layer))).count()

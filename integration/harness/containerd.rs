@@ -122,6 +122,13 @@ impl Containerd {
         must(&mut self.ctr_process(namespace, arguments))
     }
 
+    /// What `ctr` says where it has to fail.
+    pub(crate) fn refuses(&self, namespace: &str, arguments: &[&str]) -> String {
+        let output = self.ctr_process(namespace, arguments).output().expect("it can be started");
+        assert!(!output.status.success(), "{arguments:?} succeeded");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// Whether `ctr` succeeds with these arguments.
     pub(crate) fn answers(&self, arguments: &[&str]) -> bool {
         self.ctr_process(NAMESPACE, arguments).output().is_ok_and(|output| output.status.success())
@@ -173,6 +180,11 @@ impl Containerd {
         self.ctr(REFERENCE, &arguments);
     }
 
+    /// Removes an image that was pulled for comparison, and waits for the garbage collection.
+    pub(crate) fn remove_reference(&self, image: &str) {
+        self.ctr(REFERENCE, &["image", "rm", "--sync", image]);
+    }
+
     /// Removes an image, and waits for containerd's garbage collection.
     ///
     /// Through CRI, which knows an image by several names and drops them all; what only `ctr` knows yet, through that.
@@ -200,6 +212,17 @@ impl Containerd {
     pub(crate) fn remove_everything(&self) {
         self.remove_names();
         let _ = self.ctr_process(NAMESPACE, &["content", "prune", "references"]).output();
+    }
+
+    /// Has it collect garbage, and waits until it has.
+    pub(crate) fn collect_garbage(&self) {
+        self.ctr(NAMESPACE, &["leases", "create", "--id", "garbage"]);
+        self.ctr(NAMESPACE, &["leases", "rm", "--sync", "garbage"]);
+    }
+
+    /// kill -9.
+    pub(crate) fn crash(&mut self) {
+        self.daemon.crash();
     }
 
     /// What containerd knows in the namespace of the tests, for the text of a failure.
@@ -237,6 +260,14 @@ impl Containerd {
         let manifest = self.manifest(namespace, image);
         let layers = manifest["layers"].as_array().expect("a manifest has layers");
         layers.iter().map(|layer| text_of(&layer["digest"])).collect()
+    }
+
+    /// The same with their sizes.
+    pub(crate) fn layer_sizes(&self, namespace: &str, image: &str) -> Vec<(String, u64)> {
+        let manifest = self.manifest(namespace, image);
+        let layers = manifest["layers"].as_array().expect("a manifest has layers");
+        let size = |layer: &serde_json::Value| layer["size"].as_u64().expect("a layer has a size");
+        layers.iter().map(|layer| (text_of(&layer["digest"]), size(layer))).collect()
     }
 
     /// The name of an image's topmost snapshot: the ChainID over the DiffIDs of its configuration.
@@ -419,6 +450,7 @@ fn configuration(
         ),
         Generation::Two => format!(
             "version = 3\n{shared}\
+             capabilities = [\"remap-ids\"]\n\
              [proxy_plugins.hoist.exports]\nroot = \"{root}\"\nenable_remote_snapshot_annotations = \"true\"\n\
              [plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"hoist\"\ndisable_snapshot_annotations = false\n\
              [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = \"@PAUSE@\"\n\

@@ -73,6 +73,16 @@ impl Registry {
         self.daemon.crash();
     }
 
+    /// How many bytes of a blob it has sent so far, by its own log of requests.
+    pub(crate) fn sent(&self, blob: &str) -> u64 {
+        let log = self.daemon.log();
+        let gets = log.lines().filter(|line| line.contains("\"GET /") && line.contains(blob));
+        // … "GET /v2/NAME/blobs/DIGEST HTTP/1.1" STATUS BYTES "" ""
+        let bytes =
+            gets.map(|line| line.split('"').nth(2)?.split_whitespace().nth(1)?.parse().ok());
+        bytes.map(|bytes: Option<u64>| bytes.expect("a request has a size")).sum()
+    }
+
     /// `host:port`.
     pub(crate) fn address(&self) -> &str {
         &self.address

@@ -4,6 +4,7 @@
 //! mounted would go with it: everything below is unmounted first, and where that fails the directory stays.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::mount::{MntFlags, umount2};
@@ -12,9 +13,11 @@ use nix::mount::{MntFlags, umount2};
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one under `parent`.
+    /// Makes one under `parent`, and removes what programs left there that were killed.
     pub(crate) fn new(parent: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(|| sweep(parent));
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = parent.join(format!("{:x}.{number:x}", std::process::id()));
         std::fs::create_dir_all(&path).expect("the test bed is writable");
@@ -40,18 +43,36 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     points.map(PathBuf::from).filter(|point| point.starts_with(directory)).collect()
 }
 
+/// Removes a directory after the mounts below it.
+fn remove(directory: &Path) {
+    for point in mounts_below(directory).iter().rev() {
+        // Told below if it does not work.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
+    }
+    let left = mounts_below(directory);
+    if left.is_empty() {
+        let _ = std::fs::remove_dir_all(directory);
+    } else {
+        super::loudly(&format!("{} stays: {left:?} are still mounted below", directory.display()));
+    }
+}
+
+/// Removes the directories of processes that are no more: gigabytes, where a test was killed in the middle of a pull.
+fn sweep(parent: &Path) {
+    // There is nothing yet in a new test bed.
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.split_once('.'));
+        let process = process.and_then(|(process, _)| u32::from_str_radix(process, 16).ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            remove(&entry.path());
+        }
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
-        for point in mounts_below(&self.0).iter().rev() {
-            // Told below if it does not work.
-            let _ = umount2(point, MntFlags::MNT_DETACH);
-        }
-        let left = mounts_below(&self.0);
-        if left.is_empty() {
-            let _ = std::fs::remove_dir_all(&self.0);
-        } else {
-            super::loudly(&format!("{} stays: {left:?} are still mounted below", self.0.display()));
-        }
+        remove(&self.0);
     }
 }
 

@@ -160,6 +160,55 @@ fn containerd_exports_what_hoist_pulled_on_2() {
     containerd_exports(Generation::Two);
 }
 
+/// Ahead of time they come with the pull, once; of layers that were there before the pull, too.
+fn a_prefetch_keeps_blobs(generation: Generation) {
+    let test = format!("prefetch into containerd {generation:?} with its content store kept");
+    let Some(mut house) = House::open(&test) else { return };
+    let socket = house.scratch.path().join(generation.short()).join("containerd.sock");
+    let hoistd = house.hoistd(&keep(&socket));
+    let Some(containerd) = house.containerd(generation, &hoistd, &test) else { return };
+    let prefetch = |image: &str| {
+        let mut hoist = Command::new(env!("CARGO_BIN_EXE_hoist"));
+        hoist.arg("--config").arg(hoistd.config()).args(["prefetch", "--quiet"]);
+        must(hoist.args(["--namespace", NAMESPACE, image]));
+    };
+    let (python, tree) = (house.registry.image("python:gzip"), house.registry.image("tree:gzip"));
+    prefetch(&python);
+    // It shares a layer with the other, in another repository.
+    prefetch(&tree);
+    for image in [&python, &tree] {
+        let stored = containerd.ctr(NAMESPACE, &["content", "ls"]);
+        for (layer, size) in containerd.layer_sizes(NAMESPACE, image) {
+            let line = stored.lines().find(|line| line.starts_with(&layer));
+            let line = line.unwrap_or_else(|| panic!("{layer} is not in {stored}"));
+            assert!(line.contains("containerd.io/distribution.source.127.0.0.1="), "{line}");
+            assert_eq!(house.registry.sent(&layer), size, "{layer} of {image} was fetched once");
+        }
+    }
+
+    house.registry.crash();
+    let other = house.empty_registry();
+    let layers = containerd.layers(NAMESPACE, &python);
+    let there = other.image("pushed:v1");
+    containerd.ctr(NAMESPACE, &["images", "push", "--plain-http", &there, &python]);
+    assert_eq!(layers_in(&other, "pushed:v1"), layers);
+    let mut release = Command::new(env!("CARGO_BIN_EXE_hoist"));
+    release.arg("--config").arg(hoistd.config()).args(["prefetch", "--release"]);
+    must(release.args(["--namespace", NAMESPACE, &python, &tree]));
+    let left = || layers.iter().any(|layer| containerd.content(NAMESPACE).contains(layer));
+    eventually("the blobs go with the image", || !left(), || containerd.inventory());
+}
+
+#[test]
+fn a_prefetch_keeps_blobs_on_1() {
+    a_prefetch_keeps_blobs(Generation::One);
+}
+
+#[test]
+fn a_prefetch_keeps_blobs_on_2() {
+    a_prefetch_keeps_blobs(Generation::Two);
+}
+
 /// A content store that cannot be had costs nobody his container, and is not kept quiet.
 #[test]
 fn a_missing_content_store_is_told_and_the_image_runs() {

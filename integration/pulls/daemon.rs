@@ -42,7 +42,8 @@ impl Daemon {
     }
 
     /// The same, after `furnish` has put more files into its directory. With a file `hosts` among them it runs in a mount
-    /// name space where that is `/etc/hosts`.
+    /// name space where that is `/etc/hosts`; with a file `namespace` in one that this script makes, which is
+    /// given the directory.
     pub(crate) fn start_where(
         sections: &str,
         docker: &serde_json::Value,
@@ -69,15 +70,16 @@ impl Daemon {
 
     fn launch(home: &Path, environment: &[(&'static str, String)]) -> std::process::Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("log"));
-        let mut command = match home.join("hosts") {
-            hosts if hosts.exists() => {
-                let script =
-                    "mount --make-rprivate / && mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-                let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-c", script]).arg(hosts);
-                command.arg(env!("CARGO_BIN_EXE_hoistd"));
-                command
-            }
+        let in_namespace = |script: &str, argument: &Path| {
+            let mut command = Command::new("unshare");
+            let script = format!("mount --make-rprivate / && {script} && exec \"$@\"");
+            command.args(["--mount", "sh", "-c", &script]).arg(argument);
+            command.arg(env!("CARGO_BIN_EXE_hoistd"));
+            command
+        };
+        let mut command = match (home.join("hosts"), home.join("namespace")) {
+            (hosts, _) if hosts.exists() => in_namespace("mount --bind \"$0\" /etc/hosts", &hosts),
+            (_, script) if script.exists() => in_namespace(". \"$0/namespace\"", home),
             _ => Command::new(env!("CARGO_BIN_EXE_hoistd")),
         };
         command
@@ -107,6 +109,10 @@ impl Daemon {
         self.wait();
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.home.path().join("log")).unwrap()
     }
@@ -132,11 +138,12 @@ impl Daemon {
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 
-    /// `hoist` against it.
+    /// `hoist` against it, in the same environment.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hoist"));
         command
             .env_remove("HOIST_CONFIG")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.home.path())
             .arg("--config")
             .arg(self.home.path().join("hoist.toml"))

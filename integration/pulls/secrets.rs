@@ -2,6 +2,9 @@
 //! metrics, pages, records on disk, traces, what it tells `hoist`, and what it answers containerd; and in what `hoist` says of
 //! its own.
 
+#[path = "secrets/sources.rs"]
+mod sources;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
@@ -280,15 +283,15 @@ async fn nothing_of_hosts_toml_is_said() {
     search(&heard, &[HEADER, KEY, &encoded]);
 }
 
-/// The password of a proxy, which lets nobody through.
+/// The password of a proxy, which lets nobody through: of the daemon's, and of those of a `hoist` that asks by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_proxy_is_said() {
     const KEY: &str = "pa55word-of-the-pr0xy";
     let proxy = FaultyRegistry::start().await;
     proxy.script(|_, _| Reply::new(407, "").with("Proxy-Authenticate", "Basic realm=\"p\""));
     let address = format!("http://user:{KEY}@{}", proxy.host);
-    let heard = blocking(move || {
-        let environment = vec![("http_proxy", address.clone()), ("https_proxy", address)];
+    let (heard, kinds) = blocking(move || {
+        let environment = vec![("http_proxy", address.clone()), ("HTTPS_PROXY", address)];
         let plain = "[registry]\nplain_http_hosts = [\"plain.invalid\"]";
         let none = serde_json::json!({});
         let daemon = Daemon::start_where("[log]\nlevel = \"trace\"", &none, environment, |home| {
@@ -296,82 +299,32 @@ async fn nothing_of_a_proxy_is_said() {
             let text = std::fs::read_to_string(&file).unwrap();
             std::fs::write(file, text.replace("[registry]", plain)).unwrap();
         });
-        let images = ["plain.invalid/some/image:v1", "secure.invalid/some/image:v1"];
-        let said_of = |image| of_commands(&daemon, &[&["pull", "--snapshots", "--quiet", image]]);
-        let heard: String = images.into_iter().map(said_of).collect();
-        heard + &said(&daemon, 2)
+        let mut heard = String::new();
+        let mut kinds = Vec::new();
+        for image in ["plain.invalid/some/image:v1", "secure.invalid/some/image:v1"] {
+            let commands: [&[&str]; 6] = [
+                &["pull", "--snapshots", "--quiet", image],
+                &["pull", "--quiet", image, "--to", "there"],
+                &["inspect", image],
+                &["analyze", image],
+                &["convert", image, &format!("{image}-converted")],
+                &["doctor", "--no-disk-test", "--image", image],
+            ];
+            for command in commands {
+                let before = proxy.requests().len();
+                heard += &of_commands(&daemon, &[command]);
+                let asked = proxy.requests().split_off(before);
+                kinds.push((command[0].to_owned(), asked));
+            }
+        }
+        (heard + &said(&daemon, 2), kinds)
     })
     .await;
     let encoded = BASE64_STANDARD.encode(format!("user:{KEY}"));
     let basic = format!("Basic {encoded}");
-    let used = |r: &Request| r.header("proxy-authorization") == Some(&basic);
-    assert!(proxy.requests().iter().filter(|r| used(r)).count() >= 2, "it was really used");
-    search(&heard, &[KEY, &encoded]);
-}
-
-/// A credential helper's answer, what it says when it fails, and the identity token of a `config.json`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_of_a_credential_helper_is_said() {
-    const HELPED: &str = "s3cret-of-the-helper";
-    const IDENTITY: &str = "refresh-t0ken-of-docker";
-    let server = FaultyRegistry::start().await;
-    let image = push(&server, "v1", &[Layer::of("zstd", "one", noise("helped", 100_000))]);
-    guard(&server, server.host.clone());
-    let host = server.host.clone();
-    let bin = tempfile::tempdir().unwrap();
-    let helper = |script: &str| {
-        let path = bin.path().join("docker-credential-hoisttest");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
-    };
-    let good = format!("{{\"ServerURL\":\"x\",\"Username\":\"u\",\"Secret\":\"{HELPED}\"}}");
-    let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap());
-    let docker = serde_json::json!({ "credHelpers": { (host.clone()): "hoisttest" } });
-    helper(&format!("echo '{good}'"));
-    let daemon = blocking(move || {
-        let environment = vec![("PATH", path)];
-        Daemon::start_with("[log]\nlevel = \"trace\"", &docker, environment)
-    })
-    .await;
-    let pull = |daemon: Daemon, image: String| {
-        blocking(move || {
-            // Not all of them succeed.
-            let output = daemon.hoist(&["pull", "--snapshots", "--quiet", &image]);
-            (String::from_utf8_lossy(&output.stderr).into_owned(), daemon)
-        })
-    };
-    let mut heard = String::new();
-    let mut daemon = daemon;
-    for script in [
-        // What it is for; the blob then comes from nowhere, as no presigned address leads to one.
-        format!("echo '{good}'"),
-        // It answers and fails all the same, on either stream.
-        format!("echo '{good}'; exit 3"),
-        format!("echo 'bad answer: {good}' >&2; exit 3"),
-        // Not the protocol's JSON.
-        format!("echo '[{good}'"),
-    ] {
-        helper(&script);
-        // A new daemon has no token.
-        daemon = blocking(move || {
-            let mut daemon = daemon;
-            daemon.crash_and_restart();
-            daemon
-        })
-        .await;
-        let (told, back) = pull(daemon, image.clone()).await;
-        heard += &told;
-        daemon = back;
+    for (command, asked) in kinds {
+        let used = asked.iter().any(|r| r.header("proxy-authorization") == Some(&basic));
+        assert!(used, "{command} did not ask by the proxy: {asked:?}");
     }
-    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("u:{HELPED}")));
-    assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
-    assert!(heard.contains("docker-credential-hoisttest gave no credentials"), "{heard}");
-    let docker = serde_json::json!({ "auths": { (host): { "identitytoken": IDENTITY } } });
-    std::fs::write(daemon.home.path().join("config.json"), docker.to_string()).unwrap();
-    let (told, daemon) = pull(daemon, image).await;
-    heard += &told;
-    assert!(server.requests().iter().any(|r| r.body.contains(IDENTITY)), "it was really used");
-    heard += &blocking(move || said(&daemon, 2)).await;
-    search(&heard, &[HELPED, IDENTITY, TOKEN, SIGNATURE, &basic]);
+    search(&heard, &[KEY, &encoded]);
 }

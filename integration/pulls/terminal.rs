@@ -24,6 +24,8 @@ struct Terminal {
     before: Termios,
     hoist: Child,
     seen: String,
+    /// The begin of a character.
+    unread: Vec<u8>,
 }
 
 impl Terminal {
@@ -34,7 +36,12 @@ impl Terminal {
     }
 
     fn with(config: &Path, arguments: &[&str]) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+        Self::of(100, config, arguments)
+    }
+
+    /// With so many columns.
+    fn of(columns: u16, config: &Path, arguments: &[&str]) -> Self {
+        let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
         let before = tcgetattr(pty.slave.as_fd()).unwrap();
         let end = || Stdio::from(OwnedFd::try_clone(&pty.slave).unwrap());
@@ -49,7 +56,7 @@ impl Terminal {
             .stderr(end())
             .spawn()
             .unwrap();
-        Self { pty, before, hoist, seen: String::new() }
+        Self { pty, before, hoist, seen: String::new(), unread: Vec::new() }
     }
 
     /// Reads what is drawn until `word` is.
@@ -58,15 +65,28 @@ impl Terminal {
         while !self.seen.contains(word) {
             let waited = began.elapsed();
             assert!(waited < Duration::from_secs(60), "{word:?} is not in {:?}", self.seen);
-            // Nothing may come any more, and a read would wait for it.
-            let mut ready = [PollFd::new(self.pty.master.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut ready, PollTimeout::from(1000_u16)).unwrap() == 0 {
-                continue;
-            }
-            let mut piece = [0; 4096];
-            let length = read(&self.pty.master, &mut piece).unwrap();
-            self.seen += &String::from_utf8_lossy(&piece[..length]);
+            self.read_for(1000);
         }
+    }
+
+    /// Reads what comes next, if something does within so many milliseconds; whether it did.
+    fn read_for(&mut self, milliseconds: u16) -> bool {
+        // Nothing may come any more, and a read would wait for it.
+        let mut ready = [PollFd::new(self.pty.master.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ready, PollTimeout::from(milliseconds)).unwrap() == 0 {
+            return false;
+        }
+        let mut piece = [0; 4096];
+        let length = read(&self.pty.master, &mut piece).unwrap();
+        self.unread.extend_from_slice(&piece[..length]);
+        // A character may be in two pieces.
+        let whole = match std::str::from_utf8(&self.unread) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.unread.len(),
+        };
+        self.seen += &String::from_utf8_lossy(&self.unread[..whole]);
+        self.unread.drain(..whole);
+        true
     }
 
     /// Waits for its end with this exit code, and looks whether the terminal is as it was.
@@ -109,6 +129,37 @@ async fn top_draws_and_leaves_the_terminal_as_it_was() {
         let terminal = Terminal::with_top(&daemon);
         kill(Pid::from_raw(terminal.hoist.id().cast_signed()), Signal::SIGTERM).unwrap();
         terminal.ends_well("SIGTERM");
+    })
+    .await;
+}
+
+/// Without the sequences that set colours.
+fn plain(seen: &str) -> String {
+    let mut parts = seen.split("\x1b[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let rest = parts.map(|part| part.split_once('m').expect("a sequence ends").1);
+    first + &rest.collect::<String>()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_is_drawn_as_wide_as_its_terminal() {
+    let server = FaultyRegistry::start().await;
+    let layers = ["one", "two"].map(|name| Layer::of("gzip", name, noise(name, 400_000)));
+    let image = push(&server, "v1", &layers);
+    blocking(move || {
+        let daemon = Daemon::start("", &serde_json::json!({}));
+        daemon.told(&["pull", "--snapshots", "--quiet", &image]);
+        let config = daemon.home.path().join("hoist.toml");
+        for columns in [80, 120] {
+            let mut terminal = Terminal::of(columns, &config, &["pulls", "show", "1"]);
+            terminal.wait_for("What would help:");
+            terminal.ends_with(0, "pulls show");
+            while terminal.read_for(0) {}
+            assert!(terminal.seen.contains("\x1b[34m█"), "no colours: {:?}", terminal.seen);
+            let lines = plain(&terminal.seen);
+            let widths: Vec<_> = lines.lines().map(|line| line.chars().count()).collect();
+            assert_eq!(widths.iter().max(), Some(&usize::from(columns)), "{lines}");
+        }
     })
     .await;
 }

@@ -10,7 +10,7 @@ async fn manifests_come_by_tag_and_by_digest_and_are_verified() {
     for document in [
         registry.manifest(&reference).await.unwrap(),
         registry.manifest_by_digest(&reference, digest).await.unwrap(),
-        registry.manifest(&reference.clone_with_digest(digest.to_string())).await.unwrap(),
+        registry.manifest(&reference.with_digest(digest)).await.unwrap(),
     ] {
         assert_eq!(document.bytes, "{}");
         assert_eq!(document.digest, digest);

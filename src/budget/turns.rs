@@ -6,9 +6,10 @@
 //! 1. a pull that somebody waits for before one ahead of time ([`Class`]);
 //! 2. who has been overtaken too often, in the order of arrival: nobody waits for ever;
 //! 3. a layer that a Prepare waits for and that holds nothing here;
-//! 4. the party (the pull) that holds least here: two pulls share evenly;
-//! 5. the layer with the longest work left, which is what a pull cannot be faster than;
-//! 6. who came first. A layer's own requests stand equal in all else, so they keep their order.
+//! 4. a layer that is in work before one that waits for its turn, and has its head fetched meanwhile;
+//! 5. the party (the pull) that holds least here: two pulls share evenly;
+//! 6. the layer with the longest work left, which is what a pull cannot be faster than;
+//! 7. who came first. A layer's own requests stand equal in all else, so they keep their order.
 //!
 //! Who is next and does not fit yet is waited for, so that small requests do not starve a large one.
 //! Only what waits for another thing than all others (another host) is passed over without a count.
@@ -114,7 +115,8 @@ impl<S: Scarce> State<S> {
         let first = standing.is_asked_for() && has_nothing;
         let held = self.of_parties.get(&standing.party()).copied().unwrap_or_default();
         let of_class = standing.class() == favoured;
-        (of_class, patient, first, Reverse(held), standing.nanos_left(), Reverse(*number))
+        let share = (standing.is_in_work(), Reverse(held));
+        (of_class, patient, first, share, standing.nanos_left(), Reverse(*number))
     }
 
     fn verdict(&self, waiting: &Waiting<S>) -> Verdict {

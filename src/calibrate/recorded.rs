@@ -154,7 +154,7 @@ struct Chain {
     write: f64,
     /// For a file.
     file: f64,
-    /// Compressed bytes a second of the layer that was fastest from its first request to its end.
+    /// Compressed bytes a second of the layer that was fastest from its turn to its end.
     fastest: f64,
 }
 

@@ -16,10 +16,11 @@ use super::experiment::ServedLayer;
 use crate::fetch::{FetchError, Fetcher};
 use crate::hashing::Hasher;
 use crate::image::{
-    BlobDigest, Descriptor, INDEX_DEPTH, ManifestError, ManifestOrIndex, Platform, select_platform,
+    BlobDigest, Descriptor, INDEX_DEPTH, ManifestError, ManifestOrIndex, Platform, Reference,
+    select_platform,
 };
 use crate::layout::{DOCUMENT_BYTES_MOST, Layout, LayoutError, Member, Staging};
-use crate::registry::{Reference, Registry, RegistryError};
+use crate::registry::{Registry, RegistryError};
 use crate::timeline::LayerRecorder;
 
 /// Why an image cannot be served.

@@ -19,7 +19,7 @@ use crate::unpack;
 
 /// Pulls into `dest`.
 pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result<(), CliError> {
-    let platform = args.wanted.platform()?;
+    let platform = args.wanted.platform.is_some().then(|| args.wanted.platform()).transpose()?;
     args.wanted.registries.apply(&mut config);
     if let Some(connections) = args.connections.map(usize::from) {
         config.fetch.connections_per_image = connections;
@@ -56,25 +56,26 @@ impl Drop for Whole {
 async fn run(
     args: &Pull,
     config: &Config,
-    platform: Platform,
+    platform: Option<Platform>,
     store: &Arc<DirectoryStore>,
 ) -> Result<PullReport, CliError> {
     let registry = Registry::new(config.registry_settings())?;
     let budget = config.budget();
     let fetcher = Fetcher::new(registry.clone(), budget.clone(), config.fetch_limits());
     fetcher.restrain(&config.restraints());
+    let room = unpack::Room::of(store.dest(), config.limits.min_free);
     let settings = Settings {
         layers_at_once: config.limits.layers_at_once,
-        // limits.min_free is about the daemon's root, not about wherever this goes.
-        unpack: unpack::Options { room: unpack::Room::default(), ..config.unpack_options() },
+        // What the daemon leaves free of its root has to stay free of wherever this goes.
+        unpack: unpack::Options { room, ..config.unpack_options() },
         decompression: config.decompression(&budget),
-        platform,
+        platform: Platform::host(),
         keeper: None,
         on_end: Arc::new(|_| ()),
     };
     let history = History::bounded(1, config.pull_bounds());
     let puller = Puller::new(registry, fetcher, budget, Arc::clone(store) as _, history, settings);
-    let pulling = puller.start(&args.image, None)?;
+    let pulling = puller.start(&args.image, platform)?;
     let recorder = Arc::clone(pulling.recorder());
     let mut progress = Progress::new(args.quiet || args.json);
     let trees = {

@@ -179,6 +179,9 @@ impl CliError {
             Self::Pull(error) if error.is_integrity() => Some(
                 "The registry, a mirror or a proxy in between serves other bytes than the image names; nothing was kept.",
             ),
+            Self::Pull(error) if is_full(error) => Some(
+                "The file system is full; nothing of the pull is left on it. Make room, or name a directory on a larger one.",
+            ),
             Self::Pull(error) if is_not_permitted(error) => Some(
                 "Layers hold devices and files of all owners: unpacking them takes root, outside of user namespaces.",
             ),
@@ -196,6 +199,13 @@ fn registry_advice(error: &RegistryError) -> Option<&'static str> {
         "Is its name right, and can this host reach it? hoist doctor --image IMAGE looks at names, mirrors and credentials; \
          --plain-http HOST is for a registry without TLS.",
     )
+}
+
+/// Whether the disk took no more (ENOSPC, EDQUOT); where it was looked at before, the error says what is missing itself.
+fn is_full(error: &PullError) -> bool {
+    let looked = matches!(error, PullError::NoRoom { .. })
+        || matches!(error, PullError::Unpack { source, .. } if matches!(**source, UnpackError::NoRoom(_)));
+    error.is_no_space() && !looked
 }
 
 /// Whether the system refused it for want of privileges (EPERM), however deep that is told.

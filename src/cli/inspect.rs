@@ -29,7 +29,8 @@ pub(super) async fn inspect(args: &Inspect, mut config: Config) -> Result<(), Cl
     let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(&args.image)?;
-    let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
+    let start = Start::named(args.wanted.platform.as_deref());
+    let plan = pull::resolve(&registry, &reference, &start, &platform).await?.plan;
     if args.json {
         print_json(&json(args, &platform, &plan))
     } else {

@@ -118,7 +118,7 @@ pub(super) fn install(args: Install, config: &Config) -> Result<(), CliError> {
 /// `hoist uninstall`.
 pub(super) fn uninstall(args: Uninstall, config: &Config) -> Result<(), CliError> {
     let facts = |file: &ContainerdFile| {
-        host::containerd(&file.containerd_config, &config.socket, &config.root)
+        host::containerd_left(&file.containerd_config, &config.socket, &config.root)
     };
     let (changes, check, how, units) = match args.what {
         What::Docker(args) => {
@@ -167,6 +167,11 @@ fn carry_out(plan: &Plan, how: How, units: &str) -> Result<(), CliError> {
         return print("Nothing is written.\n");
     }
     plan.apply()?;
+    if !host::has_containerd() {
+        return print(
+            "\nWritten. There is no containerd any more that would have to be started again.\n",
+        );
+    }
     print(&format!("\nWritten. It counts from the next start:\n  systemctl restart {units}\n"))
 }
 

@@ -214,7 +214,8 @@ async fn image_sizes(
     let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(image)?;
-    let plan = pull::resolve(&registry, &reference, &Start::Reference, &platform).await?.plan;
+    let start = Start::named(args.wanted.platform.as_deref());
+    let plan = pull::resolve(&registry, &reference, &start, &platform).await?.plan;
     Ok(plan.layers.iter().map(|layer| layer.size as f64).collect())
 }
 

@@ -2,7 +2,7 @@
 
 use super::table::{bytes, rate, seconds, short, table, text};
 use crate::timeline::waterfall::printable;
-use crate::timeline::{LayerReport, Phase, PullReport, PullState};
+use crate::timeline::{Phase, PullReport, PullState};
 
 /// A line for each pull.
 pub(super) fn list(pulls: &[PullReport]) -> String {
@@ -62,26 +62,19 @@ fn layers(pull: &PullReport) -> String {
     let header = ["layer", "state", "size", "entries", "begins", "ends", "fetched at", "retries"];
     let mut table = table(&header, 2);
     for layer in &pull.layers {
-        let begins =
-            layer.phases.iter().filter(|p| p.phase != Phase::Wait).map(|p| p.begin_seconds);
         let ends = layer.phases.iter().map(|p| p.end_seconds);
         table.add_row([
             short(&layer.digest),
             layer.state.as_str().to_owned(),
             bytes(layer.size),
             layer.entries.to_string(),
-            begins.reduce(f64::min).map_or("-".to_owned(), seconds),
+            layer.asked_from().map_or("-".to_owned(), seconds),
             ends.reduce(f64::max).map_or("-".to_owned(), seconds),
-            span(layer, Phase::Download)
-                .map_or("-".to_owned(), |s| rate(layer.bytes(Phase::Download), s)),
+            layer.downloading().map_or("-".to_owned(), |s| rate(layer.bytes(Phase::Download), s)),
             layer.retries.to_string(),
         ]);
     }
     text(&table)
-}
-
-fn span(layer: &LayerReport, phase: Phase) -> Option<f64> {
-    layer.phase(phase).map(|p| p.end_seconds - p.begin_seconds)
 }
 
 /// For each phase, over all layers: busy time and bytes. What is busy for about as long as the pull

@@ -136,6 +136,11 @@ impl Pool {
         (self.helpers() + 1).saturating_sub(others)
     }
 
+    /// What all streams may borrow together, in bytes.
+    pub fn lent_bytes(&self) -> u64 {
+        self.lent().total()
+    }
+
     /// Helpers that exist now.
     pub fn threads(&self) -> usize {
         self.0.0.queue().threads

@@ -161,53 +161,74 @@ impl Speculative {
         input: &mut Input,
         out: &mut [u8],
     ) -> Result<Option<Decoded>, CompressionError> {
-        if matches!(self.stands, Stands::Apart) {
-            if !self.is_chosen(input) || !self.borrow() {
-                return Ok(None);
-            }
-            self.stands = Stands::Serial { fed: input.taken(), until: Until::Unknown };
+        if !self.join(input) {
+            return Ok(None);
         }
         let mut filled = 0;
         loop {
             self.gather(input);
             let Some(front) = self.line.front() else {
                 self.leave(input);
-                return Ok((filled > 0).then_some(Decoded::Filled(filled)));
+                break;
             };
             match &mut self.stands {
-                Stands::Apart => unreachable!("it was joined above, and is left with a return"),
-                Stands::Jumped(_) if filled > 0 => return Ok(Some(Decoded::Filled(filled))),
+                Stands::Jumped(_) if filled > 0 => break,
                 Stands::Jumped(jump) => match jump.deliver(gzip) {
                     Some(bytes) => return Ok(Some(Decoded::Piece(bytes))),
                     None => self.land(gzip, &front),
                 },
                 Stands::Serial { until: Until::Unknown, .. } => self.look(&front),
-                Stands::Serial { fed, until } => {
-                    let end = until.end(&front);
-                    let from = (*fed - front.base) as usize;
-                    let step = match gzip.step(&front.bytes[from..end], &mut out[filled..]) {
-                        Ok(step) => step,
-                        Err(what) => {
-                            self.leave(input);
-                            return Err(input.corrupt(Format::Gzip.as_str(), what));
-                        }
-                    };
-                    *fed += step.taken as u64;
-                    filled += step.written;
-                    if step.ended {
-                        self.leave(input);
-                        gzip.end_member(input)?;
-                        return Ok((filled > 0).then_some(Decoded::Filled(filled)));
-                    }
-                    if filled == out.len() {
-                        return Ok(Some(Decoded::Filled(filled)));
-                    }
-                    if step.taken == 0 && step.written == 0 {
-                        self.arrive(gzip, &front);
+                Stands::Serial { .. } | Stands::Apart => {
+                    let (count, goes_on) = self.step(gzip, input, &front, &mut out[filled..])?;
+                    filled += count;
+                    if !goes_on {
+                        break;
                     }
                 }
             }
         }
+        Ok((filled > 0).then_some(Decoded::Filled(filled)))
+    }
+
+    /// Whether the stream is decoded on a guess, from here on if it was not.
+    fn join(&mut self, input: &Input) -> bool {
+        if matches!(self.stands, Stands::Apart) {
+            if !self.is_chosen(input) || !self.borrow() {
+                return false;
+            }
+            self.stands = Stands::Serial { fed: input.taken(), until: Until::Unknown };
+        }
+        true
+    }
+
+    /// The serial decoder goes on in the front part: how much it has written, and whether there is room
+    /// for more, and more of the member.
+    fn step(
+        &mut self,
+        gzip: &mut Gzip,
+        input: &mut Input,
+        front: &Part,
+        out: &mut [u8],
+    ) -> Result<(usize, bool), CompressionError> {
+        let Stands::Serial { fed, until } = &mut self.stands else { return Ok((0, false)) };
+        let from = (*fed - front.base) as usize;
+        let step = match gzip.step(&front.bytes[from..until.end(front)], out) {
+            Ok(step) => step,
+            Err(what) => {
+                self.leave(input);
+                return Err(input.corrupt(Format::Gzip.as_str(), what));
+            }
+        };
+        *fed += step.taken as u64;
+        if step.ended {
+            self.leave(input);
+            gzip.end_member(input)?;
+            return Ok((step.written, false));
+        }
+        if step.taken == 0 && step.written == 0 {
+            self.arrive(gzip, front);
+        }
+        Ok((step.written, step.written < out.len()))
     }
 
     /// Whether it is worth while to begin here.

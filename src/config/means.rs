@@ -59,11 +59,13 @@ impl Config {
     /// For decompressing, inside `budget`.
     pub fn decompression(&self, budget: &Budget) -> pull::Decompression {
         // Layers themselves reserve up to a half. What their frames borrow leaves room for the two
-        // chunks without which no fetch goes on; so does a layer that is alone with a large window.
-        let (total, chunks) = (budget.total(), 2 * self.fetch.chunk_bytes);
-        let lent = (total / 4).min((total / 2).saturating_sub(chunks));
+        // chunks without which no fetch goes on, of which heads of layers that wait take less than one; so
+        // does a layer that is alone with a large window, where those heads may be larger.
+        let (total, chunk) = (budget.total(), self.fetch.chunk_bytes);
+        let lent = (total / 4).min((total / 2).saturating_sub(2 * chunk));
         let pool = compression::Pool::new(self.limits.decompress_threads, budget.clone(), lent);
-        let window_bytes = total.saturating_sub(chunks + pull::layer_bytes(u64::MAX));
+        let others = chunk + chunk.max(budget.heads()) + pull::layer_bytes(u64::MAX);
+        let window_bytes = total.saturating_sub(others);
         pull::Decompression {
             pool: Some(pool),
             window_bytes: window_bytes.min(compression::WINDOW_BYTES_MAX),

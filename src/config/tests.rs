@@ -1,4 +1,5 @@
 use super::*;
+use crate::{compression, pull};
 
 fn environment() -> Environment {
     Environment { cores: 2, ..Environment::default() }
@@ -213,6 +214,29 @@ fn what_has_to_stay_free() {
     for wrong in ["\"100%\"", "\"-1%\"", "\"2GB\"", "\"much\""] {
         let told = read(wrong).expect_err("it is wrong")[0].to_string();
         assert!(told.starts_with("line 2: limits.min_free: ") && told.contains("\"5%\""), "{told}");
+    }
+}
+
+/// Whatever the sizes: beside layers in work, what their frames borrow, and the heads of those that wait, one
+/// chunk always fits, without which no fetch goes on; beside one with the largest window too.
+#[test]
+fn what_is_reserved_leaves_a_chunk() {
+    for (memory, chunk) in [("256MiB", 8), ("100MiB", 4), ("100MiB", 16), ("1GiB", 1), ("2GiB", 64)]
+    {
+        let text = format!(
+            "[fetch]\nchunk_size = \"{chunk}MiB\"\n[limits]\nmemory_budget = \"{memory}\"\n"
+        );
+        let config = Config::parse(&text, defaults()).expect("it is right");
+        let (budget, chunk) = (config.budget(), config.fetch.chunk_bytes);
+        let decompression = config.decompression(&budget);
+        let (total, heads) = (budget.total(), budget.heads());
+        let lent = decompression.pool.expect("there are helpers").lent_bytes();
+        assert!(total / 2 + lent + heads + chunk <= total, "{text}");
+        let alone = pull::layer_bytes(u64::MAX) + decompression.window_bytes;
+        assert!(alone + heads + chunk <= total || decompression.window_bytes == 0, "{text}");
+        if memory == "256MiB" {
+            assert_eq!(decompression.window_bytes, compression::WINDOW_BYTES_MAX);
+        }
     }
 }
 

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
 use super::content::content_client::ContentClient;
@@ -49,14 +48,16 @@ const LABEL_PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 /// The label that tells whose doing an image's name is.
 const LABEL_PREFETCHED: (&str, &str) = ("dev.hoist.prefetched", "true");
 
-/// A lease of a daemon that was killed meanwhile ends by itself: longer than any image takes.
-const LEASE_TIME: Duration = Duration::from_secs(3600);
+/// A lease of a daemon that was killed meanwhile ends by itself: longer than any image takes, one that is pulled after all
+/// others too, and as long as containerd keeps half a blob.
+const LEASE_TIME: Duration = Duration::from_secs(24 * 3600);
 
 /// What is made under it stays until it ends.
 #[derive(Debug)]
 pub struct Lease {
+    /// Whose requests are made under it.
     containerd: Containerd,
-    id: MetadataValue<Ascii>,
+    id: String,
 }
 
 /// An image's name in containerd.
@@ -97,8 +98,8 @@ impl Containerd {
         let request = self.request(leases::CreateRequest { id: id.clone(), labels });
         let made = LeasesClient::new(self.channel.clone()).create(request).await;
         made.map_err(|status| answer("a lease", &status))?;
-        let id = id.parse().expect("letters, digits and dashes");
-        Ok(Lease { containerd: self.clone(), id })
+        let lease = Some(id.parse().expect("letters, digits and dashes"));
+        Ok(Lease { containerd: Self { lease, ..self.clone() }, id })
     }
 
     /// Whether the image's name leads to `target` and its topmost snapshot stands.
@@ -229,10 +230,13 @@ impl Containerd {
 }
 
 impl Lease {
+    /// A connection by which whatever is made belongs to the lease.
+    pub fn containerd(&self) -> &Containerd {
+        &self.containerd
+    }
+
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = self.containerd.request(message);
-        request.metadata_mut().insert("containerd-lease", self.id.clone());
-        request
+        self.containerd.request(message)
     }
 
     /// Puts the documents of an image into the content store, from the configuration up; `source` names
@@ -302,7 +306,7 @@ impl Lease {
             return Ok(());
         }
         let snapshotter = SNAPSHOTTER.to_owned();
-        let key = format!("{} {chain_id}", self.id.to_str().unwrap_or_default());
+        let key = format!("{} {chain_id}", self.id);
         let prepare = snapshots::PrepareSnapshotRequest {
             snapshotter: snapshotter.clone(),
             key: key.clone(),
@@ -328,12 +332,12 @@ impl Lease {
     /// Ends the lease. What was made under it and nobody refers to is gone when this returns.
     ///
     /// # Errors
-    /// Where containerd does not answer; it ends the lease by itself then, within an hour.
+    /// Where containerd does not answer; it ends the lease by itself then, within a day.
     pub async fn end(self) -> Result<(), ContainerdError> {
-        let id = self.id.to_str().unwrap_or_default().to_owned();
         // Not under itself.
-        let delete = self.containerd.request(leases::DeleteRequest { id, sync: true });
-        let deleted = LeasesClient::new(self.containerd.channel.clone()).delete(delete).await;
+        let outside = Containerd { lease: None, ..self.containerd };
+        let delete = outside.request(leases::DeleteRequest { id: self.id, sync: true });
+        let deleted = LeasesClient::new(outside.channel.clone()).delete(delete).await;
         well_if_gone("a lease", deleted)
     }
 }

@@ -12,9 +12,9 @@ use super::place::Place;
 use super::progress::{Phase, Progress};
 use super::source::Reach;
 use super::{ConvertError, document};
-use crate::image::BlobDigest;
+use crate::image::{BlobDigest, Reference};
 use crate::layout::Staging;
-use crate::registry::{Push, ReadPart, Reference};
+use crate::registry::{Push, ReadPart};
 
 /// Blobs that are sent at once. Registries limit what one connection gets; memory is a chunk for each.
 const UPLOADS: usize = 4;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::ConvertError;
-use crate::registry::Reference;
+use crate::image::{Reference, ReferenceError};
 
 /// Where an image is or goes, in the words of containers/image (containers-transports(5)).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,7 +45,7 @@ impl FromStr for Place {
                 let name = name.strip_prefix("docker://").unwrap_or(name);
                 name.parse()
                     .map(Self::Registry)
-                    .map_err(|error: crate::registry::ParseError| refuse(&error.to_string()))
+                    .map_err(|error: ReferenceError| refuse(&error.to_string()))
             }
         }
     }

@@ -16,9 +16,9 @@ use super::{ConvertError, Place};
 use crate::compression::Pieces;
 use crate::containerd::{Address, Containerd};
 use crate::fetch::{Fetcher, ImageFetcher};
-use crate::image::{BlobDigest, Compression, DiffId, Platform, Sha256};
+use crate::image::{BlobDigest, Compression, DiffId, Platform, Reference, Sha256};
 use crate::layout::{Layout, Staging};
-use crate::registry::{Reference, Registry};
+use crate::registry::Registry;
 use crate::timeline::LayerRecorder;
 
 mod documents;

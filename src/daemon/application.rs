@@ -40,6 +40,9 @@ const DRAIN_QUIET_LOOKS: u32 = 10;
 /// How long connections may take to close once no pull is under way.
 const CLOSE_BOUND: Duration = Duration::from_secs(3);
 
+/// How long connections to registries may take to close, before the memory of their buffers is given back.
+const CLOSING: Duration = Duration::from_millis(200);
+
 /// What is shared between the doors.
 pub(super) struct State {
     pub(super) engine: Engine,
@@ -259,7 +262,9 @@ fn at_work(history: &History) -> bool {
 /// Gives memory back when pulls have ended.
 async fn rest_after_pulls(state: Arc<State>) {
     let engine = &state.engine;
-    let give_back = async || {
+    let give_back = || async move {
+        engine.close_idle();
+        tokio::time::sleep(CLOSING).await;
         // It cannot fail but by a panic, of which there is none.
         let _ = tokio::task::spawn_blocking(heap::give_back).await;
         tracing::debug!("memory of pulls is given back");

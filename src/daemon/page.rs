@@ -113,12 +113,12 @@ fn row(main: &mut String, report: &PullReport) {
         report.judgement.as_ref().map_or("-", |judgement| judgement.bottleneck.words());
     let _ = write!(
         main,
-        "<tr><td class=\"image\"><a href=\"/pulls/{}\">{}</a>{}</td><td>{}</td><td>{bottleneck}</td>\
+        "<tr><td class=\"image\"><a href=\"/pulls/{}\">{}</a>{}</td><td>{}</td><td class=\"words\">{bottleneck}</td>\
          <td class=\"n\">{}</td><td class=\"n more\">{}</td><td class=\"n more\">{}</td>\
          <td class=\"n more\">{}</td><td class=\"more\">{}</td></tr>",
         report.id,
         breakable(&report.image),
-        why(&report.state),
+        why(report),
         state(&report.state),
         seconds(report.seconds),
         report.layers.len(),
@@ -143,11 +143,13 @@ fn state(state: &PullState) -> String {
     format!("<span class=\"{class}\">{}</span>", state.as_str())
 }
 
-/// The begin of the reason why a pull did not end well, which its own page has whole.
-fn why(state: &PullState) -> String {
-    let (PullState::Failed(reason) | PullState::FellBack(reason)) = state else {
+/// The begin of the reason why a pull did not end well, which its own page has whole. It stands below the image's name.
+fn why(report: &PullReport) -> String {
+    let (PullState::Failed(reason) | PullState::FellBack(reason)) = &report.state else {
         return String::new();
     };
+    let named = reason.strip_prefix(&report.image).and_then(|rest| rest.strip_prefix(": "));
+    let reason = named.unwrap_or(reason);
     let mut begin: String = reason.chars().take(REASON_CHARS).collect();
     if begin.len() < reason.len() {
         begin.push('…');
@@ -174,7 +176,12 @@ mod tests {
         let history = History::new(9);
         for (tag, end) in [
             ("one", Some(PullState::Done)),
-            ("two", Some(PullState::Failed("<b>a & \"b\"</b>".to_owned()))),
+            (
+                "two",
+                Some(PullState::Failed(
+                    "host/<script>alert(two)</script>: <b>a & \"b\"</b>".to_owned(),
+                )),
+            ),
             ("three", None),
         ] {
             let pull = history.begin(&format!("host/<script>alert({tag})</script>"));

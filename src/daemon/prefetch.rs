@@ -7,9 +7,12 @@
 //! before it nothing stands, and what is half done is collected.
 //!
 //! ```text
-//! pull, of the lower class ─▶ lease ─▶ documents ─▶ a snapshot each ─▶ name ─▶ pin
-//!                               ╰── given up: the lease ends, containerd collects ──╯
+//! lease ─▶ pull, of the lower class ─▶ documents ─▶ a snapshot each ─▶ name ─▶ pin
+//!   ╰───────── given up: the lease ends, containerd collects ────────────╯
 //! ```
+//!
+//! Under the lease are also the compressed blobs, where the operator wants them kept: they come before anything refers
+//! to them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,36 +87,60 @@ async fn connect(place: &Place) -> Result<Containerd, ContainerdError> {
 }
 
 /// Begins: containerd is asked for first, since a pull that it cannot be told of is in vain.
-pub(super) async fn begin(
-    state: &State,
-    order: &Order,
-) -> Result<(Containerd, Pulling), PrefetchError> {
+pub(super) async fn begin(state: &State, order: &Order) -> Result<(Lease, Pulling), PrefetchError> {
     let containerd = connect(&order.place).await.map_err(PrefetchError::Connect)?;
     let puller = state.engine.puller.as_ref().ok_or(PrefetchError::Ending)?;
-    let pulling = puller.prefetch(&order.place.image, order.platform.clone())?;
-    Ok((containerd, pulling))
+    let lease = lease(&order.place, &containerd).await?;
+    let (image, platform) = (&order.place.image, order.platform.clone());
+    match puller.prefetch(image, platform, Some(lease.containerd())) {
+        Ok(pulling) => Ok((lease, pulling)),
+        Err(error) => {
+            end(lease).await;
+            Err(error.into())
+        }
+    }
+}
+
+async fn lease(place: &Place, containerd: &Containerd) -> Result<Lease, PrefetchError> {
+    let refused = |source| PrefetchError::Containerd { image: place.image.clone(), source };
+    containerd.lease().await.map_err(refused)
+}
+
+/// Ends a lease; what was made under it and has no name is collected then.
+async fn end(lease: Lease) {
+    if let Err(error) = lease.end().await {
+        tracing::warn!(%error, "a lease stays for a day at most");
+    }
 }
 
 /// Carries a prefetch out, and tells whoever asked how far it is.
 pub(super) async fn follow(
     state: Arc<State>,
     order: Order,
-    (containerd, pulling): (Containerd, Pulling),
+    (lease, pulling): (Lease, Pulling),
     sender: Sender<Result<Progress, Status>>,
 ) {
     let recorder = Arc::clone(pulling.recorder());
-    let pulled = progress::tell(&recorder, &sender, pulling.trees()).await;
-    // Dropping it cancels the pull; what came whole stays for the grace period.
-    let Some(pulled) = pulled else { return };
+    let Some(pulled) = progress::tell(&recorder, &sender, pulling.trees()).await else {
+        // It cancels the pull; what came whole stays for the grace period.
+        drop(pulling);
+        return end(lease).await;
+    };
     if let Err(error) = &pulled {
         state.engine.metrics.pulls.failed(error.kind());
     }
     let ended = async {
         let trees = pulled?;
         let documents = pulling.documents().await?;
-        keep(&state, &order, &containerd, &documents, &trees, sender.closed()).await
+        tokio::select! {
+            kept = pulling.keep() => kept?,
+            () = sender.closed() => return Err(PrefetchError::Gone),
+        }
+        put(&state, &order.place, &lease, &documents, &trees, sender.closed()).await?;
+        pin_or_remove(&state, &order, &lease, &documents, &trees).await
     };
     let ended = ended.await;
+    end(lease).await;
     match &ended {
         Ok(()) => {
             tracing::info!(image = order.place.image, namespace = order.place.namespace, "pinned")
@@ -125,47 +152,38 @@ pub(super) async fn follow(
     let _ = sender.send(Ok(last)).await;
 }
 
-/// Puts an image with these layers into containerd and pins it, unless `gone` comes first.
-async fn keep(
+/// Pins an image that stands in containerd.
+async fn pin_or_remove(
     state: &State,
     order: &Order,
-    containerd: &Containerd,
+    lease: &Lease,
     documents: &[NamedDocument],
     trees: &[HeldTree],
-    gone: impl Future<Output = ()>,
 ) -> Result<(), PrefetchError> {
-    put(state, &order.place, containerd, documents, trees, gone).await?;
     let pinned = pin(state, order, documents, trees).await;
     if pinned.is_err() {
         // All or nothing. What is there without a pin is told as a failure all the same.
-        let _ = containerd.remove(&order.place.image).await;
+        let _ = lease.containerd().remove(&order.place.image).await;
     }
     pinned
 }
 
+/// Puts an image with these layers into containerd, unless `gone` comes first.
 async fn put(
     state: &State,
     place: &Place,
-    containerd: &Containerd,
+    lease: &Lease,
     documents: &[NamedDocument],
     trees: &[HeldTree],
     gone: impl Future<Output = ()>,
 ) -> Result<(), PrefetchError> {
-    let refused = |source| PrefetchError::Containerd { image: place.image.clone(), source };
-    let lease = containerd.lease().await.map_err(refused)?;
-    let prepared = tokio::select! {
-        prepared = prepare(state, place, &lease, documents, trees) => prepared,
-        () = gone => Err(PrefetchError::Gone),
-    };
-    // From here on nobody can go away: it is a moment.
-    let named = match prepared {
-        Ok(()) => containerd.name(&place.image, &documents[0]).await.map_err(refused),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = lease.end().await {
-        tracing::warn!(%error, "a lease stays for an hour at most");
+    tokio::select! {
+        prepared = prepare(state, place, lease, documents, trees) => prepared?,
+        () = gone => return Err(PrefetchError::Gone),
     }
-    named
+    // From here on nobody can go away: it is a moment.
+    let refused = |source| PrefetchError::Containerd { image: place.image.clone(), source };
+    lease.containerd().name(&place.image, &documents[0]).await.map_err(refused)
 }
 
 /// All of it but the name.
@@ -258,7 +276,11 @@ pub(super) async fn restore(state: &State, place: &Place) -> Result<(), Prefetch
         });
         held.collect::<Result<Vec<_>, _>>()
     });
-    put(state, place, &containerd, &documents, &held.await?, std::future::pending()).await
+    let held = held.await?;
+    let lease = lease(place, &containerd).await?;
+    let restored = put(state, place, &lease, &documents, &held, std::future::pending()).await;
+    end(lease).await;
+    restored
 }
 
 fn plan_of(place: &Place, documents: &[NamedDocument]) -> Result<ImagePlan, PrefetchError> {

@@ -2,7 +2,8 @@
 //!
 //! While pulls follow each other, memory that one has freed is there for the next without a page fault. When none has
 //! come for a while it is given back, once. There is no clock that ticks: after that this task sleeps until
-//! another pull has ended, and an idle hoistd wakes up for its watchdog only.
+//! another pull has ended, and an idle hoistd wakes up for its watchdog only. Connections to registries go with it: their
+//! buffers are large, and the clock that would close them later is one more that ticks.
 //!
 //! ```text
 //!             a pull has ended              nothing for AFTER_PULL

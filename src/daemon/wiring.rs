@@ -77,6 +77,8 @@ impl Engine {
         let snapshots = Snapshots::open(&config.root, options)
             .map_err(|source| DaemonError::Root { root: config.root.clone(), source })?;
         let history = history(config);
+        // They go on where they were before a restart.
+        history.images(usize::MAX).iter().for_each(|image| metrics.pulls.seen(image));
         let keychain = Keychain::default();
         let fetcher = match no_pull {
             true => None,
@@ -149,6 +151,7 @@ impl Engine {
     pub(super) fn refresh(&self) -> Result<(), crate::snapshots::Error> {
         self.metrics.store.budget(self.budget.total(), self.budget.in_use());
         self.metrics.pulls.in_progress(self.history.running());
+        self.history.images(0).iter().for_each(|image| self.metrics.pulls.seen(image));
         let (waiting, running) = self.layers();
         self.metrics.layers.now(waiting, running);
         let (most, in_use) = self.connections();
@@ -163,6 +166,13 @@ impl Engine {
         let statistics = self.snapshots.statistics()?;
         self.metrics.store.trees(statistics.trees, statistics.tree_bytes, statistics.saved_bytes);
         Ok(())
+    }
+
+    /// Closes connections to registries that nobody uses.
+    pub(super) fn close_idle(&self) {
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.registry().close_idle();
+        }
     }
 
     /// Requests for blobs that there may be at once, and that there are.

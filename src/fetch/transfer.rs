@@ -131,18 +131,33 @@ impl Transfer {
 
     async fn reserve(&self, part: Part) -> Permit {
         self.window.room().await;
-        let from = Instant::now();
+        let wait = self.wait();
         let bytes = self.shared.budget.reserve(&self.standing, part.end - part.start).await;
-        self.recorder.stalled(Stall::Memory, from);
+        self.waited(Stall::Memory, wait);
         bytes
     }
 
+    /// The beginning of a wait; none where the layer itself waits for its turn, and nothing is held up.
+    fn wait(&self) -> Option<Instant> {
+        self.standing.is_in_work().then(Instant::now)
+    }
+
+    fn waited(&self, stall: Stall, since: Option<Instant>) {
+        if let Some(since) = since {
+            self.recorder.stalled(stall, since);
+        }
+    }
+
     /// Asks for the first chunk and, where the whole blob comes instead, reads all of it and
-    /// returns `None`.
+    /// returns `None`. Whoever waits for a reader that has not begun holds no connection meanwhile.
     async fn first(&self, part: Part) -> Result<Option<Stream>, RegistryError> {
         let mut backoff = self.blob.backoff();
         loop {
             match self.open(part.start, part.end, false).await {
+                Ok(stream) if stream.body.is_whole() && !self.standing.is_in_work() => {
+                    drop(stream);
+                    self.window.until_read().await;
+                }
                 Ok(stream) if stream.body.is_whole() => {
                     let all = Part { end: self.size, ..part };
                     self.fetch(all, Some(stream), Backpressure::Waits).await?;
@@ -203,13 +218,13 @@ impl Transfer {
     }
 
     async fn open(&self, start: u64, end: u64, resumes: bool) -> Result<Stream, RegistryError> {
-        let from = Instant::now();
+        let wait = self.wait();
         let connections = &self.shared.connections;
         let asked_host: Arc<str> = self.blob.host().into();
         let restraints = &self.shared.restraints;
         let wanted = Wanted::of(&asked_host, restraints.of(&self.blob.asked()).as_deref());
         let connection = connections.open(&self.standing, wanted).await;
-        self.recorder.stalled(Stall::Connection, from);
+        self.waited(Stall::Connection, wait);
         let mut asked = Instant::now();
         let body = if resumes {
             self.blob.resume(start..end).await

@@ -41,6 +41,8 @@ struct State {
     /// Chunks that may be open, and how many at most.
     width: usize,
     width_most: usize,
+    /// Nobody reads yet: the first chunk may be open, and no other.
+    head_only: bool,
     /// The reader had to wait since it came to the first chunk.
     waited: bool,
     /// Bytes in all pieces.
@@ -71,6 +73,34 @@ impl Window {
         window
     }
 
+    /// The same for a blob that nobody reads yet: the first chunk has its place, the others have theirs
+    /// from [`Window::begin_reading`] on.
+    pub(super) fn of_head(most: usize) -> Self {
+        let window = Self::new(most);
+        window.state().head_only = true;
+        window
+    }
+
+    /// Says that somebody reads from now on.
+    pub(super) fn begin_reading(&self) {
+        self.state().head_only = false;
+        self.taken.notify_one();
+    }
+
+    /// Waits until somebody reads.
+    pub(super) async fn until_read(&self) {
+        loop {
+            let taken = self.taken.notified();
+            {
+                let state = self.state();
+                if state.closed || !state.head_only {
+                    return;
+                }
+            }
+            taken.await;
+        }
+    }
+
     /// Waits until one more chunk is worth its memory. (A closed window has room: what is opened in
     /// it is dropped.)
     pub(super) async fn room(&self) {
@@ -78,7 +108,8 @@ impl Window {
             let taken = self.taken.notified();
             {
                 let state = self.state();
-                if state.closed || state.chunks.len() < state.width {
+                let width = if state.head_only { 1 } else { state.width };
+                if state.closed || state.chunks.len() < width {
                     return;
                 }
             }

@@ -32,6 +32,17 @@ pub enum ManifestError {
         /// Those that the index offers.
         offered: String,
     },
+    /// There is no index to choose from, and the one image is for another platform.
+    #[error(
+        "the image is for {offered} and for nothing else, and {wanted} was asked for; without a platform it is \
+         taken as it is"
+    )]
+    OtherPlatform {
+        /// The platform that was asked for.
+        wanted: String,
+        /// What the image's configuration says.
+        offered: String,
+    },
     /// A schema 1 manifest, or anything else that is neither manifest nor index.
     #[error("media type {0:?} is neither an image manifest nor an index")]
     MediaType(String),

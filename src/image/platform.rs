@@ -70,3 +70,18 @@ impl FromStr for Platform {
         }
     }
 }
+
+/// Whether an image that no index names is one for `platform`; a configuration that does not say what it is for (config.md
+/// requires it) is believed to be.
+///
+/// # Errors
+/// It is for another one.
+pub fn check_platform(config: &[u8], platform: &Platform) -> Result<(), ManifestError> {
+    match serde_json::from_slice::<Platform>(config) {
+        Ok(offered) if !platform.accepts(&offered) => Err(ManifestError::OtherPlatform {
+            wanted: platform.to_string(),
+            offered: offered.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}

@@ -74,3 +74,17 @@ fn the_platform_is_chosen_and_attestations_are_not() {
     );
     assert!("linux".parse::<Platform>().is_err());
 }
+
+#[test]
+fn an_image_of_one_platform_is_for_no_other() {
+    let check = |config: &str, platform: &str| {
+        check_platform(config.as_bytes(), &platform.parse().unwrap())
+    };
+    let arm = r#"{"os":"linux","architecture":"arm64","variant":"v8","rootfs":{}}"#;
+    assert!(check(arm, "linux/arm64").is_ok());
+    assert!(check(r#"{"rootfs":{}}"#, "linux/s390x").is_ok(), "it does not say");
+    let error = check(arm, "linux/amd64").unwrap_err().to_string();
+    for platform in ["linux/arm64/v8", "linux/amd64"] {
+        assert!(error.contains(platform), "{error}");
+    }
+}

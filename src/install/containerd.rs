@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
-use super::{Change, InstallError, SNAPSHOTTER, refused};
+use super::{Change, InstallError, SNAPSHOTTER, backup_of, refused};
 
 /// Who is to use hoist.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,7 +107,11 @@ pub fn plan(facts: &Facts, who: For) -> Result<Vec<Change>, InstallError> {
 /// Where a file is no TOML.
 pub fn undo(facts: &Facts) -> Result<Vec<Change>, InstallError> {
     let ours = Change::new(&facts.drop_in_path(), facts.drop_in.as_deref(), None);
-    let Some(text) = facts.text.as_deref() else { return Ok(vec![ours]) };
+    let Some(text) = facts.text.as_deref() else {
+        // The configuration went with containerd; what was kept beside it is of no use any more.
+        let kept = Change::new(&backup_of(&facts.path), facts.backup.as_deref(), None);
+        return Ok(vec![ours, kept]);
+    };
     // Nobody has touched it since: what was there comes back as it was.
     let original = Facts { text: facts.backup.clone(), drop_in: None, ..facts.clone() };
     for who in [For::All, For::Docker] {
@@ -122,6 +126,12 @@ pub fn undo(facts: &Facts) -> Result<Vec<Change>, InstallError> {
     let format = main.get("version").and_then(Item::as_integer).unwrap_or(1);
     take_out(&mut main, &old, facts, format);
     Ok(vec![Change::new(&facts.path, Some(text), Some(main.to_string())), ours])
+}
+
+/// The oldest containerd that our file of this text can have been written for: the exports came with 2.0.
+pub fn written_for(drop_in: &str) -> (u64, u64) {
+    let own: DocumentMut = drop_in.parse().unwrap_or_default();
+    if lookup(&own, &["proxy_plugins", SNAPSHOTTER, "exports"]).is_some() { (2, 0) } else { (1, 5) }
 }
 
 /// Whether our file is there for more than Docker.

@@ -39,6 +39,20 @@ pub fn containerd(
     socket: &Path,
     root: &Path,
 ) -> Result<containerd::Facts, InstallError> {
+    let facts = containerd_left(path, socket, root)?;
+    // It has to be there to be plugged into.
+    Ok(containerd::Facts { version: containerd_version()?, ..facts })
+}
+
+/// The same of a containerd that may have been removed: it counts as one for which the file of our own was written.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn containerd_left(
+    path: &Path,
+    socket: &Path,
+    root: &Path,
+) -> Result<containerd::Facts, InstallError> {
     let text = read(path)?;
     let drop_in = drop_in_of(path);
     let mut imported = Vec::new();
@@ -49,13 +63,15 @@ pub fn containerd(
             imported.push((file, text));
         }
     }
+    let drop_in = read(&drop_in)?;
+    let written_for = containerd::written_for(drop_in.as_deref().unwrap_or(""));
     Ok(containerd::Facts {
         path: path.to_owned(),
         text,
         backup: read(&backup_of(path))?,
-        drop_in: read(&drop_in)?,
+        drop_in,
         imported,
-        version: containerd_version()?,
+        version: containerd_version().unwrap_or(written_for),
         socket: socket.to_owned(),
         root: root.to_owned(),
         architecture: Platform::host().architecture,
@@ -86,6 +102,11 @@ pub fn imported_by(pattern: &Path) -> Vec<PathBuf> {
     });
     files.sort();
     files
+}
+
+/// Whether there is a containerd to be started again.
+pub fn has_containerd() -> bool {
+    containerd_version().is_ok()
 }
 
 fn containerd_version() -> Result<(u64, u64), InstallError> {

@@ -207,6 +207,12 @@ impl PullMetrics {
         }
     }
 
+    /// Shows the pulls of an image before one of them has ended: a host pulls most images once, and that one pull is
+    /// in a rate only where a scrape saw none before it.
+    pub fn seen(&self, image: &str) {
+        self.seconds.with_label_values(&["done", self.images.value(image)]);
+    }
+
     /// Counts a pull that ended as `result` after `seconds`.
     pub fn ended(&self, result: &str, image: &str, seconds: f64) {
         self.total.with_label_values(&[result]).inc();

@@ -3,13 +3,13 @@
 //! The layers are unpacked side by side as they are for containerd, each into a tree below a
 //! staging directory inside the destination (so that it is the same file system), and merged into
 //! the destination by renaming. Whatever is half done when the [`DirectoryStore`] is dropped is
-//! removed with it.
+//! removed with it, what was merged of an image that did not come whole too.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::trees::{
@@ -31,6 +31,8 @@ pub struct DirectoryStore {
     /// Whether the destination was made for the pull.
     is_new: bool,
     staging: PathBuf,
+    /// A merge has begun and has not come to its end.
+    merging: AtomicBool,
     next: AtomicI64,
     /// Those that are written, and those that are being written.
     trees: Mutex<HashMap<TreeId, (DiffId, Option<TreeInfo>)>>,
@@ -61,6 +63,7 @@ impl DirectoryStore {
             dest: dest.to_owned(),
             is_new,
             staging,
+            merging: AtomicBool::new(false),
             next: AtomicI64::new(1),
             trees: Mutex::default(),
         })
@@ -72,7 +75,10 @@ impl DirectoryStore {
     /// Where a file cannot be moved.
     pub fn merge(&self, trees: &[HeldTree]) -> Result<(), UnpackError> {
         let paths: Vec<PathBuf> = trees.iter().map(|held| held.tree.path.clone()).collect();
-        unpack::merge(&paths, &self.dest)
+        self.merging.store(true, Relaxed);
+        unpack::merge(&paths, &self.dest)?;
+        self.merging.store(false, Relaxed);
+        Ok(())
     }
 
     /// The destination.
@@ -90,10 +96,27 @@ impl Drop for DirectoryStore {
         if let Err(error) = fs::remove_dir_all(&self.staging) {
             tracing::warn!(path = %self.staging.display(), %error, "could not remove the staging directory");
         }
+        if self.merging.load(Relaxed) {
+            // It was empty before: all that is in it was merged.
+            let removed =
+                fs::read_dir(&self.dest).and_then(|mut entries| entries.try_for_each(remove));
+            if let Err(error) = removed {
+                tracing::warn!(path = %self.dest.display(), %error, "a part of the image stays");
+            }
+        }
         if self.is_new {
-            // Only one that nothing was merged into is empty; any other stays.
+            // One with something in it stays.
             let _ = fs::remove_dir(&self.dest);
         }
+    }
+}
+
+fn remove(entry: std::io::Result<fs::DirEntry>) -> std::io::Result<()> {
+    let entry = entry?;
+    if entry.file_type()?.is_dir() {
+        fs::remove_dir_all(entry.path())
+    } else {
+        fs::remove_file(entry.path())
     }
 }
 

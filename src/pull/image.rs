@@ -15,9 +15,9 @@ use super::trees::{HeldTree, TreeStore};
 use crate::budget::turns::Class;
 use crate::fetch::{Fetcher, ImageFetcher};
 use crate::image::{
-    BlobDigest, ChainId, Compression, ImageLayer, ImagePlan, NamedDocument, Platform,
+    BlobDigest, ChainId, Compression, ImageLayer, ImagePlan, NamedDocument, Platform, Reference,
 };
-use crate::registry::{Reference, Registry};
+use crate::registry::Registry;
 use crate::timeline::{LayerRecorder, LayerState, PullRecorder};
 
 /// What pulls need, whatever the image.
@@ -153,13 +153,30 @@ impl ImagePull {
     /// Waits until containerd has the blobs of all layers, where it is to have them. The topmost layer's
     /// claim is the last that comes, and the only one that comes for each image that has something new.
     pub(super) async fn keep(&self, started: &Started, keeper: &Keeper, namespace: &str) {
-        let Image { reference, means, fetcher, keep, .. } = &self.image;
         // Another namespace's claim may have begun the pull.
-        let own = keep.clone().filter(|keep| keep.namespace() == namespace);
-        let keep = own.unwrap_or_else(|| keeper.image(namespace, reference));
+        let own = self.image.keep.as_ref().filter(|keep| keep.namespace() == namespace);
+        match own {
+            Some(own) => self.complete(started, own).await,
+            None => {
+                let other = keeper.image(namespace, &self.image.reference);
+                self.complete(started, &other).await;
+            }
+        }
+    }
+
+    /// The same for the namespace that it was begun for, if one was.
+    pub(super) async fn keep_own(&self, started: &Started) {
+        if let Some(keep) = &self.image.keep {
+            self.complete(started, keep).await;
+        }
+    }
+
+    async fn complete(&self, started: &Started, keep: &Keeping) {
+        let Image { reference, means, fetcher, class, .. } = &self.image;
         let layers = started.plan.layers.iter().filter(|layer| layer.compression().is_some());
         let blob = |l: &ImageLayer| means.registry.blob(reference, l.blob, l.size);
-        keep.complete(layers.map(blob).collect(), fetcher, means.jobs.budget()).await;
+        let blobs = layers.map(blob).collect();
+        keep.complete(blobs, (fetcher, *class), means.jobs.budget()).await;
     }
 }
 

@@ -25,11 +25,11 @@ use tokio::sync::{Notify, OnceCell};
 use tokio::task::JoinHandle;
 
 use crate::budget::Budget;
-use crate::budget::turns::Standing;
+use crate::budget::turns::{Class, Standing};
 use crate::containerd::{Address, Containerd, ContainerdError, Ingest, Labels, source_label};
 use crate::fetch::{BlobReader, FetchError, ImageFetcher};
-use crate::image::{BlobDigest, DiffId};
-use crate::registry::{Blob, Reference};
+use crate::image::{BlobDigest, DiffId, Reference};
+use crate::registry::Blob;
 use crate::timeline::LayerRecorder;
 
 /// Compressed bytes of a layer that wait to be sent to containerd, at most.
@@ -57,11 +57,26 @@ pub struct Keeper {
 impl Keeper {
     /// What it does for one image of one of containerd's namespaces.
     pub(super) fn image(&self, namespace: &str, reference: &Reference) -> Arc<Keeping> {
+        self.keeping(namespace, reference, OnceCell::new())
+    }
+
+    /// The same through a connection that is there: to another containerd, or under a lease.
+    pub(super) fn image_in(&self, containerd: Containerd, reference: &Reference) -> Arc<Keeping> {
+        let namespace = containerd.namespace().to_owned();
+        self.keeping(&namespace, reference, OnceCell::new_with(Some(containerd)))
+    }
+
+    fn keeping(
+        &self,
+        namespace: &str,
+        reference: &Reference,
+        containerd: OnceCell<Containerd>,
+    ) -> Arc<Keeping> {
         Arc::new(Keeping {
             address: Address { socket: self.socket.clone(), namespace: namespace.to_owned() },
             source: source_label(reference.registry(), reference.repository()),
             image: reference.to_string(),
-            containerd: OnceCell::new(),
+            containerd,
             given_up: AtomicBool::new(false),
             on_kept: Arc::clone(&self.on_kept),
         })
@@ -111,15 +126,21 @@ impl Keeping {
         }
     }
 
-    /// Looks after all blobs of the image: fetches those that the content store does not have.
-    pub(super) async fn complete(&self, blobs: Vec<Blob>, fetcher: &ImageFetcher, budget: &Budget) {
+    /// Looks after all blobs of the image: fetches those that the content store does not have, by this class.
+    pub(super) async fn complete(
+        &self,
+        blobs: Vec<Blob>,
+        (fetcher, class): (&ImageFetcher, Class),
+        budget: &Budget,
+    ) {
         for blob in blobs {
             if self.given_up.load(Relaxed) {
                 return;
             }
             let digest = blob.digest();
             let ended = async {
-                fetch_missing(self.containerd().await?, blob, fetcher, budget, &self.source).await
+                let (containerd, fetching) = (self.containerd().await?, (fetcher, class));
+                fetch_missing(containerd, blob, fetching, budget, &self.source).await
             };
             match ended.await {
                 Ok(true) => (self.on_kept)("written"),
@@ -169,7 +190,7 @@ enum KeepError {
 async fn fetch_missing(
     containerd: &Containerd,
     blob: Blob,
-    fetcher: &ImageFetcher,
+    (fetcher, class): (&ImageFetcher, Class),
     budget: &Budget,
     source: &(String, String),
 ) -> Result<bool, KeepError> {
@@ -186,9 +207,12 @@ async fn fetch_missing(
         }
         return Ok(false);
     };
-    let _paid = budget.reserve(&Standing::ahead(fetcher.party()), KEPT_BYTES).await;
+    let first = Standing::ahead(fetcher.party()).of_class(class);
+    let _paid = budget.reserve(&first, KEPT_BYTES).await;
     let runtime = tokio::runtime::Handle::current();
-    let reader = fetcher.start(&runtime, blob, size, Arc::new(LayerRecorder::detached()));
+    let standing = Standing::new(fetcher.party(), size, 1).of_class(class);
+    let recorder = Arc::new(LayerRecorder::detached());
+    let reader = fetcher.start_for(&runtime, blob, size, recorder, standing);
     let queue = Arc::new(Queue::default());
     let (sink, canceller) = (Sink(Arc::clone(&queue)), Cancel(reader.canceller()));
     let read = tokio::task::spawn_blocking(move || drain(reader, sink));

@@ -19,7 +19,7 @@ use super::trees::{Content, HeldTree, StagedTree, TreeStore};
 use crate::budget::turns::{Class, Gate, Held, Standing};
 use crate::budget::{Budget, Permit};
 use crate::compression::{CompressionError, Pool, Resources, Speculation};
-use crate::fetch::ImageFetcher;
+use crate::fetch::{BlobReader, ImageFetcher};
 use crate::hashing::Hashers;
 use crate::image::{Compression, DiffId, ImageLayer};
 use crate::registry::Blob;
@@ -56,7 +56,21 @@ impl Order {
         class: Class,
     ) -> Arc<Standing> {
         let rate = layer.compression().map_or(1, serial_bytes_per_second);
-        Standing::new(fetcher.party(), layer.size, rate).of_class(class)
+        Standing::new(fetcher.party(), layer.size, rate).of_class(class).waiting()
+    }
+
+    /// Begins to fetch the blob.
+    fn reader(&self) -> BlobReader {
+        let Self { layer, blob, fetcher, recorder, standing, .. } = self;
+        let (runtime, recorder) = (tokio::runtime::Handle::current(), Arc::clone(recorder));
+        fetcher.start_for(&runtime, blob.clone(), layer.size, recorder, Arc::clone(standing))
+    }
+
+    /// The same while the layer waits for its turn: its head is there when the turn comes. Where nobody waits
+    /// for the layer itself, that is no hurry; nor where it is made anew.
+    fn head(&self) -> Option<BlobReader> {
+        let waits = self.standing.class() == Class::Waited && !self.standing.is_in_work();
+        waits.then(|| self.reader())
     }
 }
 
@@ -162,6 +176,7 @@ impl Maker {
             cost.bytes += KEPT_BYTES.min(2 * order.layer.size);
         }
         let turn = self.layers.enter(&order.standing, cost).await;
+        order.standing.set_to_work();
         let from = Instant::now();
         // Before what is fetched ahead for others: it has its turn.
         let ahead = Standing::ahead(order.standing.party());
@@ -179,6 +194,7 @@ impl Maker {
         cancel: &CancellationToken,
     ) -> Outcome {
         let from = Instant::now();
+        let head = order.head();
         // Held until the tree is published.
         let paid = tokio::select! {
             biased;
@@ -187,16 +203,19 @@ impl Maker {
         };
         order.recorder.spent(Phase::Wait, from, Instant::now());
         order.recorder.state(LayerState::Running);
+        let reader = head.inspect(BlobReader::begin).unwrap_or_else(|| order.reader());
         let diff_id = order.key.diff_id;
         let before = order.recorder.counted(Phase::Write);
         let store = Arc::clone(&self.store);
         let mut staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
         staged.image = staged.image.filter(|_| may_be_image);
         let recorder = Arc::clone(&order.recorder);
-        match self.unpack(order, window_bytes, &staged, cancel).await {
+        match self.unpack(order, reader, window_bytes, &staged, cancel).await {
             Ok((summary, keep)) => {
-                let _busy = recorder.time(Phase::Commit);
+                let busy = recorder.time(Phase::Commit);
                 let tree = self.publish(diff_id, staged, summary, &recorder).await?;
+                // Before another has the turn: it is told by that who waited for whom.
+                drop(busy);
                 drop(paid);
                 if let Some(keep) = keep {
                     // containerd writes it to disk, which others need not wait for.
@@ -261,18 +280,17 @@ impl Maker {
     async fn unpack(
         &self,
         order: Order,
+        reader: BlobReader,
         window_bytes: u64,
         staged: &StagedTree,
         cancel: &CancellationToken,
     ) -> Result<(Summary, Option<Writing>), PullError> {
-        let Order { layer, compression, blob, fetcher, recorder, standing, keep, .. } = order;
+        let Order { layer, compression, recorder, keep, .. } = order;
         let kept = match &keep {
             Some(keep) => keep.begin(layer.blob, layer.size).await,
             None => None,
         };
         let (keep, kept) = kept.unzip();
-        let handle = tokio::runtime::Handle::current();
-        let reader = fetcher.start_for(&handle, blob, layer.size, Arc::clone(&recorder), standing);
         let stop = reader.canceller();
         let named = layer.clone();
         let dest = match staged.image.clone() {

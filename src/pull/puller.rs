@@ -20,9 +20,10 @@ use super::settle::Settler;
 use super::trees::{HeldTree, TreeStore};
 use crate::budget::Budget;
 use crate::budget::turns::Class;
+use crate::containerd::Containerd;
 use crate::fetch::Fetcher;
-use crate::image::{BlobDigest, ChainId, NamedDocument, Platform};
-use crate::registry::{Reference, Registry};
+use crate::image::{BlobDigest, ChainId, NamedDocument, Platform, Reference, ReferenceError};
+use crate::registry::Registry;
 use crate::timeline::{History, PullRecorder, PullReport, PullState};
 use crate::unpack;
 
@@ -163,16 +164,22 @@ impl Puller {
     /// # Errors
     /// Where `image` is not a reference.
     pub fn start(&self, image: &str, platform: Option<Platform>) -> Result<Pulling, PullError> {
-        self.whole(image, platform, Class::Waited)
+        self.whole(image, platform, Class::Waited, None)
     }
 
     /// The same ahead of time: what somebody waits for goes before it, everywhere. A layer of it that
-    /// somebody comes to wait for goes with those from then on.
+    /// somebody comes to wait for goes with those from then on. Where blobs are kept, they go to `containerd`, in which nothing
+    /// refers to them yet: it has to be a connection under a lease.
     ///
     /// # Errors
     /// Where `image` is not a reference.
-    pub fn prefetch(&self, image: &str, platform: Option<Platform>) -> Result<Pulling, PullError> {
-        self.whole(image, platform, Class::Ahead)
+    pub fn prefetch(
+        &self,
+        image: &str,
+        platform: Option<Platform>,
+        containerd: Option<&Containerd>,
+    ) -> Result<Pulling, PullError> {
+        self.whole(image, platform, Class::Ahead, containerd)
     }
 
     fn whole(
@@ -180,10 +187,14 @@ impl Puller {
         image: &str,
         platform: Option<Platform>,
         class: Class,
+        kept_in: Option<&Containerd>,
     ) -> Result<Pulling, PullError> {
         let reference = parse_reference(image)?;
+        let start = if platform.is_some() { Start::ReferenceFor } else { Start::Reference };
         let platform = platform.unwrap_or_else(|| self.0.settings.platform.clone());
-        let pull = self.0.begin(image, reference, Start::Reference, platform, class, None);
+        let kept_in = self.0.settings.keeper.as_ref().zip(kept_in);
+        let keep = kept_in.map(|(keeper, there)| keeper.image_in(there.clone(), &reference));
+        let pull = self.0.begin(image, reference, start, platform, class, keep);
         Ok(Pulling { shared: Arc::clone(&self.0), pull })
     }
 }
@@ -193,7 +204,7 @@ impl Puller {
 /// # Errors
 /// Where it is none; the error names it.
 pub fn parse_reference(image: &str) -> Result<Reference, PullError> {
-    image.parse().map_err(|error: crate::registry::ParseError| PullError::Reference {
+    image.parse().map_err(|error: ReferenceError| PullError::Reference {
         reference: image.to_owned(),
         reason: error.to_string(),
     })
@@ -217,6 +228,17 @@ impl Pulling {
     /// Why they cannot be had.
     pub async fn documents(&self) -> Result<Vec<NamedDocument>, PullError> {
         Ok(self.pull.started().await?.documents.clone())
+    }
+
+    /// Waits until the containerd that blobs are kept in, if there is one, has those of all layers: of those too that were
+    /// there already.
+    ///
+    /// # Errors
+    /// Why the image's layers are not known.
+    pub async fn keep(&self) -> Result<(), PullError> {
+        let started = self.pull.started().await?;
+        self.pull.keep_own(&started).await;
+        Ok(())
     }
 
     /// Waits for all trees, lowest first, settled over each other.

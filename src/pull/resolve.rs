@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::PullError;
 use crate::image::{
     BlobDigest, INDEX_DEPTH, ImagePlan, ManifestError, ManifestOrIndex, NamedDocument, Platform,
-    parse_config, select_platform,
+    Reference, check_platform, parse_config, select_platform,
 };
-use crate::registry::{Document, Reference, Registry};
+use crate::registry::{Document, Registry};
 
 /// The most bytes of an image configuration that are read: configurations of real images have
 /// kilobytes; containerd's own bound for such documents is 8 MiB.
@@ -17,10 +17,19 @@ const CONFIG_MAX_BYTES: u64 = 8 << 20;
 /// Which manifest to begin with.
 #[derive(Clone, Debug)]
 pub enum Start {
-    /// What the reference names.
+    /// What the reference names; where that is no index, whatever its platform is.
     Reference,
+    /// What the reference names, and nothing for another platform than was asked for.
+    ReferenceFor,
     /// This one, of the reference's repository.
     Digest(BlobDigest),
+}
+
+impl Start {
+    /// What a reference names, for a `platform` if one was asked for.
+    pub fn named(platform: Option<&str>) -> Self {
+        if platform.is_some() { Self::ReferenceFor } else { Self::Reference }
+    }
 }
 
 /// An image, as its registry has it now.
@@ -48,7 +57,7 @@ pub async fn resolve(
     let refused = |source| PullError::Registry { image: image(), source: Arc::new(source) };
     let unusable = |source| PullError::Manifest { image: image(), source: Arc::new(source) };
     let mut document = match start {
-        Start::Reference => registry.manifest(reference).await,
+        Start::Reference | Start::ReferenceFor => registry.manifest(reference).await,
         Start::Digest(digest) => registry.manifest_by_digest(reference, *digest).await,
     }
     .map_err(refused)?;
@@ -66,6 +75,9 @@ pub async fn resolve(
                 let max = config.size.min(CONFIG_MAX_BYTES);
                 let bytes =
                     registry.small_blob(reference, config.digest, max).await.map_err(refused)?;
+                if matches!(start, Start::ReferenceFor) && documents.len() == 1 {
+                    check_platform(&bytes, platform).map_err(unusable)?;
+                }
                 let diff_ids = parse_config(&bytes).map_err(unusable)?;
                 let plan = ImagePlan::new(*digest, layers, &diff_ids).map_err(unusable)?;
                 let (media_type, digest) = (config.media_type, config.digest);

@@ -20,8 +20,8 @@ use super::endpoint::{Endpoint, authority, by_health};
 use super::error::chain;
 use super::exchange::{self, Answer, Question, same_origin};
 use super::retry::Backoff;
-use super::{Reference, Registry, RegistryError};
-use crate::image::BlobDigest;
+use super::{Registry, RegistryError};
+use crate::image::{BlobDigest, Reference};
 
 /// A blob of a registry. Clones share what was learned of it.
 #[derive(Clone)]

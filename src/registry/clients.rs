@@ -76,6 +76,12 @@ impl Clients {
         Ok(client)
     }
 
+    /// Forgets all clients, and closes with them the connections that nobody uses. Each of those has a buffer that has grown with
+    /// what came through it, of up to half a megabyte.
+    pub(super) fn forget(&self) {
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn build(&self, kind: &Kind) -> Result<Client, RegistryError> {
         let mut builder = Client::builder()
             .user_agent(concat!("hoist/", env!("CARGO_PKG_VERSION")))

@@ -15,8 +15,8 @@ use reqwest::{Method, StatusCode, Url};
 
 use super::auth::Visit;
 use super::endpoint::{self, Endpoint};
-use super::{Reference, Registry, RegistryError, exchange};
-use crate::image::BlobDigest;
+use super::{Registry, RegistryError, exchange};
+use crate::image::{BlobDigest, Reference};
 
 mod request;
 

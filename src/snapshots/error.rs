@@ -80,6 +80,18 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A container's users are mapped, and its layers are images.
+    #[error(
+        "snapshot {key:?} is for mapped users, and layer {tree} is an EROFS image: containerd shifts the directory that \
+         layers lie in without what is mounted there, and the container would be without files. Set pull.backend = \
+         \"overlay\" in hoist.toml, restart hoistd, and remove and pull the image again: failed precondition"
+    )]
+    MappedImage {
+        /// The snapshot that was asked for.
+        key: String,
+        /// One of the layers.
+        tree: TreeId,
+    },
     /// The layer could not be provided, and the configuration says to fail then.
     #[error("layer {chain_id} of {image}: {message}")]
     Layer {

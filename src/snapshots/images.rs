@@ -125,6 +125,12 @@ impl Snapshots {
         trees.try_for_each(|id| self.images.mount_missing(&self.layout, id))
     }
 
+    /// One of `layers` that is an image.
+    pub(super) fn image_among(&self, layers: &[Layer]) -> Option<TreeId> {
+        let mounted = self.images.locked();
+        layers.iter().filter_map(|layer| layer.tree).find(|id| mounted.contains(id))
+    }
+
     /// Mounts all images that stand, after a reboot as after a restart. What cannot be mounted is
     /// told and stays: whoever asks for it is told again.
     pub(super) fn mount_all(&self) -> Result<(), Error> {

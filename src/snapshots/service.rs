@@ -258,9 +258,10 @@ impl From<Error> for Status {
             | Error::Immutable { .. }
             | Error::Filter { .. }
             | Error::Mapping { .. } => Code::InvalidArgument,
-            Error::HasChildren(_) | Error::NotActive(_) | Error::NotMountable(_) => {
-                Code::FailedPrecondition
-            }
+            Error::HasChildren(_)
+            | Error::NotActive(_)
+            | Error::NotMountable(_)
+            | Error::MappedImage { .. } => Code::FailedPrecondition,
             Error::OtherCaller { .. } => Code::PermissionDenied,
             Error::Late { .. } => Code::DeadlineExceeded,
             Error::Cancelled { .. } | Error::Task(_) | Error::Serve(_) => Code::Unavailable,

@@ -4,9 +4,25 @@
 //! is always something small left behind them: a daemon would keep its largest pull's memory for as long
 //! as it lives.
 
-/// Gives whole pages of free memory in all of the heap's arenas back to the kernel. Takes milliseconds for
-/// each hundred megabytes, in which a thread that allocates from the same arena waits. Where the C library is not
-/// glibc nothing is done: there is nothing to ask.
+/// Has all threads allocate from one heap, of which [`give_back`] gives all back that is free. By itself glibc makes one for each
+/// thread, up to eight a core, and malloc_trim(3) leaves the free end of all but the first as it is: what a pull freed last
+/// would stay, once for each. Threads have to wait for each other here, but seldom and shortly: small pieces come from a
+/// cache of each thread's own, and a pull uses its large buffers again and again. To be called before there are threads.
+pub fn one_for_all() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    one_arena();
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "a function of the C library that nix does not have")]
+fn one_arena() {
+    // SAFETY: it takes two integers, and changes for threads to come how many heaps there may be (mallopt(3)). Where it is
+    // refused (it is not, for this value) all goes on as before.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives whole pages of free memory of the heap back to the kernel. Takes milliseconds for each hundred megabytes, in which a
+/// thread that allocates waits. Where the C library is not glibc nothing is done: there is nothing to ask.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     trim();

@@ -138,8 +138,7 @@ fn bandwidth_limit(layer: &LayerReport, took: f64) -> (String, String) {
     let limit = layer.limit(Stall::Bandwidth);
     let registry = limit.and_then(|limit| limit.registry.as_deref());
     let allows = limit.map_or(0, |limit| limit.bytes_per_second);
-    let download = layer.phase(Phase::Download);
-    let (came, span) = download.map_or((0, took), |p| (p.bytes, p.span()));
+    let (came, span) = (layer.bytes(Phase::Download), layer.downloading().unwrap_or(took));
     let evidence = format!(
         "the bandwidth limit of {} in hoist.toml{} let layer {} come at {}; it waited {} of {} for its bytes",
         rate(allows, 1.0),
@@ -179,8 +178,7 @@ fn host(layer: &LayerReport) -> &str {
 
 #[allow(clippy::cast_precision_loss, reason = "a mean")]
 fn network(layer: &LayerReport, machine: &MachineReport, took: f64) -> (String, String) {
-    let download = layer.phase(Phase::Download);
-    let (came, span) = download.map_or((0, took), |p| (p.bytes, p.span()));
+    let (came, span) = (layer.bytes(Phase::Download), layer.downloading().unwrap_or(took));
     let many = at_once(layer, span);
     let evidence = format!(
         "{} delivered layer {} at {} over {many:.1} connections at once, {} each; the layer waited {} of {} for it",

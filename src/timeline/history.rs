@@ -123,6 +123,14 @@ impl History {
         self.shared.pulls().running.len()
     }
 
+    /// The images that running pulls are of, then those of ended ones, newest first, at most `limit` of these.
+    pub fn images(&self, limit: usize) -> Vec<String> {
+        let pulls = self.shared.pulls();
+        let running = pulls.running.iter().rev().map(|pull| pull.image());
+        let ended = pulls.ended.iter().take(limit).map(|ended| ended.report.image.as_str());
+        running.chain(ended).map(str::to_owned).collect()
+    }
+
     /// Running pulls, then ended ones, newest first, at most `limit` of the ended; without samples.
     pub fn list(&self, limit: usize) -> Vec<PullReport> {
         let pulls = self.shared.pulls();
@@ -184,7 +192,9 @@ mod tests {
     }
 
     fn images(history: &History) -> Vec<String> {
-        history.list(9).into_iter().map(|pull| pull.image).collect()
+        let listed: Vec<_> = history.list(9).into_iter().map(|pull| pull.image).collect();
+        assert_eq!(history.images(9), listed);
+        listed
     }
 
     fn sampled(report: &PullReport) -> bool {

@@ -88,7 +88,7 @@ pub fn critical(report: &PullReport) -> Vec<Segment> {
 fn before(report: &PullReport, wait_end: f64, begin: f64) -> Option<usize> {
     let works = (0..report.layers.len()).filter_map(|i| Some((i, report.layers[i].work()?)));
     let ended = works.filter(|(_, (from, to))| {
-        *from < begin && *to < begin && (wait_end - to).abs() < HANDOVER_SECONDS
+        *from < begin && *to <= begin && (wait_end - to).abs() < HANDOVER_SECONDS
     });
     ended.max_by(|one, other| one.1.1.total_cmp(&other.1.1)).map(|(index, _)| index)
 }
@@ -118,6 +118,18 @@ mod tests {
         assert_eq!(steps(&path), [Step::Resolve, Step::Layer(1), Step::Layer(2), Step::Containerd]);
         assert!(has_layer(&path, 2) && !has_layer(&path, 0));
         assert!((path[3].seconds() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_was_fetched_before_its_turn_is_not_a_layers_work() {
+        let mut layers = vec![layer(0.5, 4.0), layer(0.6, 9.0)];
+        layers[1].phases.insert(0, super::super::testing::phase(Phase::Wait, 0.4, 4.0));
+        let pull = pull(9.0, Some(0.4), layers);
+        let path = critical(&pull);
+        assert_eq!(steps(&path), [Step::Resolve, Step::Layer(0), Step::Layer(1)]);
+        assert!((path[2].seconds() - 5.0).abs() < 1e-9);
+        assert!((pull.layers[1].downloading().unwrap() - 5.0).abs() < 1e-9);
+        assert!((pull.layers[0].downloading().unwrap() - 3.5).abs() < 1e-9);
     }
 
     #[test]

@@ -178,13 +178,33 @@ impl LayerReport {
         self.limits.iter().find(|limit| limit.stall == stall)
     }
 
-    /// From the first request to the end of the last phase, in seconds since the pull began; `None`
-    /// where nothing was done.
+    /// From its turn, or the first request if that was later, to the end of the last phase, in seconds since the
+    /// pull began; `None` where nothing was done. What was fetched while it waited for its turn held
+    /// nobody up.
     pub fn work(&self) -> Option<(f64, f64)> {
-        let phases = || self.phases.iter().filter(|p| p.phase != Phase::Wait);
-        let begin = phases().map(|p| p.begin_seconds).reduce(f64::min)?;
-        let end = phases().map(|p| p.end_seconds).reduce(f64::max)?;
-        Some((begin, end))
+        let begin = self.asked_from()?;
+        let end = self.busy().map(|p| p.end_seconds).reduce(f64::max)?;
+        let turn = self.phase(Phase::Wait).map_or(begin, |wait| wait.end_seconds);
+        Some((begin.max(turn.min(end)), end))
+    }
+
+    /// When the first request was made, in seconds since the pull began: for the head of a layer that waits
+    /// before its turn. `None` where nothing was done.
+    pub fn asked_from(&self) -> Option<f64> {
+        self.busy().map(|p| p.begin_seconds).reduce(f64::min)
+    }
+
+    /// How long its bytes came, in seconds: where its head was there before its turn, without the pause
+    /// between them.
+    pub fn downloading(&self) -> Option<f64> {
+        let download = self.phase(Phase::Download)?;
+        let (begin, end) = (download.begin_seconds, download.end_seconds);
+        let turn = self.work().map_or(begin, |(turn, _)| turn);
+        Some(if turn < end { end - begin.max(turn) } else { end - begin })
+    }
+
+    fn busy(&self) -> impl Iterator<Item = &PhaseReport> {
+        self.phases.iter().filter(|p| p.phase != Phase::Wait)
     }
 }
 

@@ -128,8 +128,8 @@ fn grid(scale: Scale, height: usize) -> String {
             out,
             "<line class=\"grid\" x1=\"{x:.3}%\" x2=\"{x:.3}%\" y1=\"18\" y2=\"{height}\"/>"
         );
-        // A label that would not fit at the right edge is left out; its line says enough.
-        if x < 94.0 {
+        // A label that would not fit at the right edge, on a telephone too, is left out; its line says enough.
+        if x < 88.0 {
             let _ = write!(
                 out,
                 "<text class=\"dim\" x=\"{x:.3}%\" y=\"12\">{}</text>",
@@ -167,8 +167,8 @@ fn row(out: &mut String, layer: &LayerReport, critical: bool, scale: Scale, y: u
     if let Some(wait) = layer.phase(Phase::Wait) {
         bar(out, "wait", scale, lanes + LANE, 3, (wait.begin_seconds, wait.end_seconds));
     }
-    if let (Some((from, _)), Some(download)) = (layer.work(), layer.phase(Phase::Download)) {
-        bar(out, "net", scale, lanes + 2, 3, (from, download.begin_seconds));
+    if let (Some(asked), Some(download)) = (layer.asked_from(), layer.phase(Phase::Download)) {
+        bar(out, "net", scale, lanes + 2, 3, (asked, download.begin_seconds));
     }
     for (lane, (class, phase)) in
         [("net", Phase::Download), ("dec", Phase::Decompress), ("wri", Phase::Write)]

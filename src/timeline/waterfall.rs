@@ -72,9 +72,8 @@ impl Cell {
 pub fn text(report: &PullReport, style: Style) -> String {
     let canvas = Canvas::new(report, style);
     let path = path::critical(report);
-    let mut out = canvas.bold(&printable(&report.image));
-    out.push_str(&printable(&headline(report)));
-    out.push_str("\n\n");
+    let mut out = canvas.prose(&printable(&report.image), &printable(&headline(report)));
+    out.push('\n');
     // Nothing to draw: it failed at the manifest.
     if report.layers.is_empty() && report.resolve_seconds.is_none() {
         return out.trim_end().to_owned() + "\n" + &sentences(report, &canvas);
@@ -107,13 +106,32 @@ pub fn text(report: &PullReport, style: Style) -> String {
             &seconds(last.seconds()),
         );
     }
-    let _ = write!(
-        out,
-        "\n{} critical path   · waits   ░ request   █ fetches and unpacks   ▓ unpacks   ▒ commits\n",
-        canvas.mark()
-    );
+    out.push('\n');
+    out.push_str(&flowing(&LEGEND, "   ", canvas.width).replace('◆', canvas.mark()));
     out.push_str(&sentences(report, &canvas));
     out
+}
+
+const LEGEND: [&str; 6] =
+    ["◆ critical path", "· waits", "░ request", "█ fetches and unpacks", "▓ unpacks", "▒ commits"];
+
+/// Parts in lines of so many columns: a terminal would break them anywhere.
+fn flowing(parts: &[&str], gap: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for part in parts {
+        let length = part.chars().count();
+        if column > 0 && column + gap.len() + length > width {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push_str(gap);
+            column += gap.len();
+        }
+        out.push_str(part);
+        column += length;
+    }
+    out + "\n"
 }
 
 /// State, time and size of a pull in a few words.
@@ -134,13 +152,11 @@ pub fn headline(report: &PullReport) -> String {
 
 fn sentences(report: &PullReport, canvas: &Canvas) -> String {
     report.judgement.as_ref().map_or(String::new(), |judgement| {
-        format!(
-            "\n{} {}.\n{} {}.\n",
-            canvas.bold(&format!("Bottleneck: {};", judgement.bottleneck.words())),
-            printable(&judgement.evidence),
-            canvas.bold("What would help:"),
-            printable(&judgement.advice)
-        )
+        let bottleneck = format!("Bottleneck: {};", judgement.bottleneck.words());
+        let sentence = |text: &str| format!(" {}.", printable(text));
+        "\n".to_owned()
+            + &canvas.prose(&bottleneck, &sentence(&judgement.evidence))
+            + &canvas.prose("What would help:", &sentence(&judgement.advice))
     })
 }
 
@@ -155,6 +171,7 @@ pub fn printable(text: &str) -> String {
 
 struct Canvas {
     colour: bool,
+    width: usize,
     /// Columns of the bars.
     columns: usize,
     seconds: f64,
@@ -162,8 +179,16 @@ struct Canvas {
 
 impl Canvas {
     fn new(report: &PullReport, style: Style) -> Self {
-        let columns = style.width.max(60) - LABEL_COLUMNS - TIME_COLUMNS;
-        Self { colour: style.colour, columns, seconds: report.seconds.max(1e-6) }
+        let width = style.width.max(60);
+        let columns = width - LABEL_COLUMNS - TIME_COLUMNS;
+        Self { colour: style.colour, width, columns, seconds: report.seconds.max(1e-6) }
+    }
+
+    /// Lines of words, of which the first ones are bold.
+    fn prose(&self, first: &str, rest: &str) -> String {
+        let words = format!("{first}{rest}");
+        let lines = flowing(&words.split(' ').collect::<Vec<_>>(), " ", self.width);
+        lines.replacen(first, &self.bold(first), 1)
     }
 
     fn bold(&self, text: &str) -> String {
@@ -206,12 +231,12 @@ impl Canvas {
         if let Some((from, to)) = ends(Phase::Wait) {
             spans.push((Cell::Wait, from, to));
         }
-        if let Some((from, to)) = layer.work() {
+        if let (Some(asked), Some((from, to))) = (layer.asked_from(), layer.work()) {
             let (fetch, fetched) = ends(Phase::Download).unwrap_or((to, to));
             let commit = ends(Phase::Commit).map_or(to, |(from, _)| from);
-            spans.push((Cell::Request, from, fetch));
+            spans.push((Cell::Request, asked, fetch));
             spans.push((Cell::Fetch, fetch, fetched));
-            spans.push((Cell::Unpack, fetched, commit));
+            spans.push((Cell::Unpack, fetched.max(from), commit));
             spans.push((Cell::Commit, commit, to));
         }
         let took = match (&layer.state, layer.work()) {
@@ -223,7 +248,8 @@ impl Canvas {
         };
         self.line(out, critical, &short(&layer.digest), &bytes(layer.size), &spans, &took);
         if let LayerState::Failed(reason) = &layer.state {
-            let _ = writeln!(out, "    {}", printable(reason));
+            let reason = format!("    {}", printable(reason));
+            out.push_str(&self.prose("", &reason));
         }
     }
 
@@ -335,13 +361,21 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_bars_fits() {
-        for width in [10, 60, 80, 200] {
-            let drawn = text(&example(), Style { width, colour: false });
-            let bars = drawn.lines().skip(2).take_while(|line| !line.is_empty());
-            for line in bars {
+    fn every_line_fits() {
+        let mut report = example();
+        report.layers[3].state = LayerState::Failed("a reason ".repeat(40));
+        report.state = PullState::Failed("a longer reason ".repeat(40));
+        let words = |drawn: &str| drawn.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for width in [10, 60, 80, 100, 200] {
+            let drawn = text(&report, Style { width, colour: false });
+            for line in drawn.lines() {
                 assert!(line.chars().count() <= width.max(60), "{width}: {line}");
             }
+            let coloured = text(&report, Style { width, colour: true });
+            let (bold, plain) =
+                ("\x1b[1mBottleneck: decompression;\x1b[0m one", "decompression; one");
+            assert!(coloured.contains(bold) && words(&drawn).join(" ").contains(plain), "{drawn}");
+            assert!(coloured.contains("\x1b[1;33m◆\x1b[0m critical path"), "{coloured}");
         }
     }
 

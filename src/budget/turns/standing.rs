@@ -39,6 +39,8 @@ pub struct Claimant {
     pub party: Party,
     /// What it was when it asked, or when it was let in.
     pub class: Class,
+    /// Whether the layer was in work then, and not waiting for its turn.
+    pub in_work: bool,
 }
 
 /// What speaks for a layer, now.
@@ -50,6 +52,7 @@ pub struct Standing {
     bytes_per_second: u64,
     asked_for: AtomicBool,
     waited: AtomicBool,
+    in_work: AtomicBool,
 }
 
 impl Standing {
@@ -63,6 +66,7 @@ impl Standing {
             bytes_per_second: bytes_per_second.max(1),
             asked_for: AtomicBool::new(false),
             waited: AtomicBool::new(true),
+            in_work: AtomicBool::new(true),
         })
     }
 
@@ -70,6 +74,22 @@ impl Standing {
     pub fn of_class(self: Arc<Self>, class: Class) -> Arc<Self> {
         self.waited.store(class == Class::Waited, Relaxed);
         self
+    }
+
+    /// The same of a layer that waits for its turn; to be said before it enters anywhere.
+    pub fn waiting(self: Arc<Self>) -> Arc<Self> {
+        self.in_work.store(false, Relaxed);
+        self
+    }
+
+    /// Its turn has come. The gates do not hear of it by themselves, as of a promotion.
+    pub fn set_to_work(&self) {
+        self.in_work.store(true, Relaxed);
+    }
+
+    /// Whether its turn has come.
+    pub fn is_in_work(&self) -> bool {
+        self.in_work.load(Relaxed)
     }
 
     /// Somebody waits for the layer from now on. The gates do not hear of it by themselves: those that
@@ -84,7 +104,7 @@ impl Standing {
     }
 
     pub(super) fn claimant(&self) -> Claimant {
-        Claimant { party: self.party, class: self.class() }
+        Claimant { party: self.party, class: self.class(), in_work: self.is_in_work() }
     }
 
     /// For what goes before every layer of `party`.

@@ -18,8 +18,8 @@ const LAYERS_LEAST: usize = 3;
 /// What a line of a pull under way has beside the image's name: number and rates.
 const RUNNING_COLUMNS: usize = 37;
 
-/// What a line of an ended pull has beside the image's name: number, state, time, size, bottleneck.
-const ENDED_COLUMNS: usize = 60;
+/// What a line of an ended pull has beside the image's name and its bottleneck: number, state, time, size.
+const ENDED_COLUMNS: usize = 39;
 
 /// A name is not cut to less.
 const NAME_LEAST: usize = 20;
@@ -83,7 +83,8 @@ impl Frame {
         if !ended.is_empty() && left > 0 {
             out.push_str("\nENDED\n");
             let shown = &ended[..ended.len().min(left)];
-            let columns = name_columns(shown, width, ENDED_COLUMNS);
+            let held_up = shown.iter().map(|pull| held_up(pull).len()).max().unwrap_or_default();
+            let columns = name_columns(shown, width, ENDED_COLUMNS + held_up);
             shown.iter().for_each(|pull| line_of_ended(&mut out, pull, columns));
         }
         out
@@ -112,17 +113,18 @@ impl Frame {
         );
         let _ = writeln!(
             out,
-            "network {} {} of {} connections; {} received, {} written",
+            "network {} {} of {} connections",
             bar(info.connections_in_use.into(), info.connections.into()),
             info.connections_in_use,
             info.connections,
-            self.speed(sum.0),
-            self.speed(sum.1)
         );
         let _ = writeln!(
             out,
-            "layers  {} in work, {} waiting",
-            info.layers_running, info.layers_waiting
+            "layers  {} in work, {} waiting; {} received, {} written",
+            info.layers_running,
+            info.layers_waiting,
+            self.speed(sum.0),
+            self.speed(sum.1)
         );
     }
 
@@ -138,7 +140,7 @@ impl Frame {
     fn pull(&self, out: &mut String, pull: &PullReport, columns: usize, layers: usize) {
         let came = pull.bytes(Phase::Download).min(pull.size());
         let (received, written) = self.since.get(&pull.id).copied().unwrap_or_default();
-        let held_up = pull.judgement.as_ref().map_or("", |j| j.bottleneck.words());
+        let held_up = held_up(pull);
         let _ = writeln!(
             out,
             "{:>4}  {:<columns$}  {:>10} in  {:>10} out",
@@ -170,23 +172,28 @@ impl Frame {
 
 fn line_of_layer(out: &mut String, layer: &LayerReport) {
     let came = layer.bytes(Phase::Download).min(layer.size);
+    // One that has entries is running.
     let made = match layer.entries {
-        0 => String::new(),
-        some => format!(", {}", entries(some)),
+        0 => layer.state.as_str().to_owned(),
+        some => entries(some),
     };
     let _ = writeln!(
         out,
-        "      {}  {}  {:>9} of {:>9}  {}{made}",
+        "      {}  {}  {:>9} of {:>9}  {made}",
         short(&layer.digest),
         bar(came, layer.size),
         bytes(came),
         bytes(layer.size),
-        layer.state.as_str(),
     );
 }
 
+/// The bottleneck of a pull, as far as it is known.
+fn held_up(pull: &PullReport) -> &'static str {
+    pull.judgement.as_ref().map_or("", |judgement| judgement.bottleneck.words())
+}
+
 fn line_of_ended(out: &mut String, pull: &PullReport, columns: usize) {
-    let held_up = pull.judgement.as_ref().map_or("", |j| j.bottleneck.words());
+    let held_up = held_up(pull);
     let line = format!(
         "{:>4}  {:<columns$}  {:<9} {:>8}  {:>9}  {held_up}",
         pull.id,
@@ -257,6 +264,41 @@ mod tests {
         assert!(text.contains("1.5 MB/s received"), "{text}");
         assert!(text.contains("PULLS UNDER WAY  1") && text.contains("  running\n"), "{text}");
         assert!(!text.contains('\u{1b}'), "a terminal must not obey a name");
+    }
+
+    #[test]
+    fn all_figures_fit_on_a_terminal() {
+        let history = History::new(3);
+        let pull = history.begin("registry/image:tag");
+        for entries in [0, 123_456] {
+            let layer = std::sync::Arc::new(LayerRecorder::detached());
+            let now = Instant::now();
+            layer.state(LayerState::Running);
+            layer.spent(Phase::Download, now, now);
+            layer.entries(entries);
+            pull.attach(layer);
+        }
+        let info = InfoResponse {
+            memory_in_use_bytes: 123_400_000_000,
+            memory_budget_bytes: 123_400_000_000,
+            connections_in_use: 128,
+            connections: 1000,
+            layers_running: 128,
+            layers_waiting: 1000,
+            trees: 12_345,
+            tree_bytes: 123_400_000_000,
+            disk_size_bytes: 999_900_000_000,
+            ..InfoResponse::default()
+        };
+        let (now, mut frame) = (Instant::now(), Meter::default());
+        frame.frame(info.clone(), history.list(3), now);
+        let mut frame = frame.frame(info, history.list(3), now + Duration::from_secs(1));
+        frame.since = [(1, (999_900_000, 999_900_000))].into();
+        let text = frame.text((80, 24));
+        for words in ["999.9 MB/s received, 999.9 MB/s written", "  123456 entries", "  running"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 
     /// A pull with so many layers at work, under a name of so many characters.

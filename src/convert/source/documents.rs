@@ -12,10 +12,9 @@ use crate::convert::{ConvertError, Place};
 use crate::fetch::ImageFetcher;
 use crate::image::{
     BlobDigest, Compression, Descriptor, INDEX_DEPTH, ImagePlan, LayerKind, ManifestError,
-    ManifestOrIndex, Platform, parse_config, select_platform,
+    ManifestOrIndex, Platform, Reference, parse_config, select_platform,
 };
 use crate::layout::{DOCUMENT_BYTES_MOST, Layout};
-use crate::registry::Reference;
 
 /// Where manifests and configurations come from.
 pub(super) enum Documents {

@@ -8,9 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use oci_spec::distribution::Reference;
-
 use super::{Credential, Place, registry_of};
+use crate::image::Reference;
 
 /// Images whose credentials are kept at once; a node's kubelet pulls some tens. The oldest go first.
 const IMAGES_MOST: usize = 512;

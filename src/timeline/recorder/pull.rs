@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::LayerRecorder;
 use crate::image::{BlobDigest, ImageLayer};
 use crate::sys::processors::{self, Processors};
-use crate::timeline::report::{MachineReport, PullReport, PullState, VERSION};
+use crate::timeline::report::{LayerState, MachineReport, PullReport, PullState, VERSION};
 
 /// What a pull may use, for whoever judges how it went. Zero where it is not known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -73,6 +73,11 @@ impl PullRecorder {
         self.id
     }
 
+    /// The image reference.
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+
     /// When it began.
     pub fn began(&self) -> Instant {
         self.began
@@ -120,6 +125,16 @@ impl PullRecorder {
             .clone()
             .unwrap_or_else(|| (self.began.elapsed(), PullState::Running, Processors::now()));
         let began = self.began_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let layers = inner.layers.iter().map(|layer| {
+            let mut report = layer.report_since(self.began);
+            // Its job may end later, or go on for another pull; with this one it is over.
+            let open = matches!(report.state, LayerState::Waiting | LayerState::Running);
+            if open && matches!(state, PullState::Cancelled | PullState::Failed(_)) {
+                report.state = LayerState::Cancelled;
+            }
+            report
+        });
+        let layers = layers.collect();
         PullReport {
             version: VERSION,
             id: self.id,
@@ -132,7 +147,7 @@ impl PullRecorder {
             trace_parent: inner.trace_parent.clone(),
             state,
             machine: self.machine(&processors),
-            layers: inner.layers.iter().map(|layer| layer.report_since(self.began)).collect(),
+            layers,
             judgement: None,
         }
     }
@@ -162,5 +177,28 @@ mod tests {
         assert!(pull.ended(PullState::Done));
         assert!(!pull.ended(PullState::Cancelled));
         assert_eq!(pull.report().state, PullState::Done);
+    }
+
+    #[test]
+    fn no_layer_is_at_work_in_a_pull_that_is_over() {
+        let failed = || PullState::Failed("why".to_owned());
+        for (end, open) in [
+            (PullState::Cancelled, LayerState::Cancelled),
+            (failed(), LayerState::Cancelled),
+            (PullState::FellBack("why".to_owned()), LayerState::Waiting),
+        ] {
+            let pull = PullRecorder::new(1, "registry/a:b", Bounds::default());
+            let layers = [LayerState::Done, LayerState::Waiting].map(|state| {
+                let layer = Arc::new(LayerRecorder::detached());
+                layer.state(state);
+                pull.attach(Arc::clone(&layer));
+                layer
+            });
+            let states = || pull.report().layers.into_iter().map(|l| l.state).collect::<Vec<_>>();
+            assert_eq!(states(), [LayerState::Done, LayerState::Waiting]);
+            pull.ended(end);
+            assert_eq!(states(), [LayerState::Done, open]);
+            drop(layers);
+        }
     }
 }
