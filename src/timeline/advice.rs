@@ -71,21 +71,38 @@ fn outside(
             ),
             "look for layers that containerd pulls by itself (fallbacks) and at its own log".to_owned(),
         )),
-        Bottleneck::Cpu => Some((
-            format!(
-                "hoistd used {} of {} {} for {}{}",
-                percent(own_share(machine, working)),
-                machine.cores,
-                if machine.cores == 1 { "core" } else { "cores" },
-                seconds(working),
-                machine
-                    .busy_share
-                    .map_or(String::new(), |share| format!(", all processes together {}", percent(share))),
-            ),
-            "more cores, or less work for them: zstd layers take half of gzip's time to inflate".to_owned(),
-        )),
+        Bottleneck::Cpu => Some(processors(report, working)),
         _ => None,
     }
+}
+
+fn processors(report: &PullReport, working: f64) -> (String, String) {
+    let machine = &report.machine;
+    let own = own_share(machine, working);
+    let evidence = format!(
+        "hoistd used {} of {} {} for {}{}",
+        percent(own),
+        machine.cores,
+        if machine.cores == 1 { "core" } else { "cores" },
+        seconds(working),
+        machine
+            .busy_share
+            .map_or(String::new(), |share| format!(", all processes together {}", percent(share))),
+    );
+    let others = machine.busy_share.map_or(0.0, |all| all - own);
+    let advice = if others > own {
+        format!(
+            "look what else was running: other processes had {} of the processors",
+            percent(others)
+        )
+    } else if report.layers.iter().any(|layer| layer.media_type.contains("gzip")) {
+        "more cores, or less work for them: zstd layers take half of gzip's time to inflate"
+            .to_owned()
+    } else {
+        "more cores, or fewer bytes for them: hoist analyze says what an image has in vain"
+            .to_owned()
+    };
+    (evidence, advice)
 }
 
 fn memory(layer: &LayerReport, machine: &MachineReport, took: f64) -> (String, String) {

@@ -36,12 +36,20 @@ fn a_gzip_layer_on_one_core() {
 fn the_processors() {
     let mut report = example();
     report.machine.cpu_seconds = 32.0;
-    assert_eq!(judged(&report).bottleneck, Bottleneck::Cpu, "its own load");
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Cpu, "its own load");
+    assert!(judgement.advice.contains("zstd layers take half"), "{judgement:?}");
+    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    report.layers.iter_mut().for_each(|layer| zstd.clone_into(&mut layer.media_type));
+    let judgement = judged(&report);
+    assert_eq!(judgement.bottleneck, Bottleneck::Cpu, "its own load");
+    assert!(!judgement.advice.contains("zstd"), "it has them: {judgement:?}");
     let mut report = example();
     report.machine.busy_share = Some(0.97);
     let judgement = judged(&report);
     assert_eq!(judgement.bottleneck, Bottleneck::Cpu, "others' load");
     assert!(judgement.evidence.contains("all processes together 97 %"), "{judgement:?}");
+    assert!(judgement.advice.contains("other processes had 94 %"), "{judgement:?}");
 }
 
 #[test]
