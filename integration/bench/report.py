@@ -23,17 +23,12 @@ WRITTEN_MOST = 1.02
 LINK_MOST = 1.10
 
 
-def floor_of(row, form):
-    """The floor of a pull that writes files (`write`) or images (`write_image`).
-
-    `served` is its wall time where the registry's work counts too: it is done on the same cores, by every way.
-    """
-    works, registry = row["works"], row.get("registry_cpu", 0.0)
+def floor_of(works, form):
+    """The floor of a pull that writes files (`write`) or images (`write_image`)."""
     cpu = sum(works[work]["cpu"] for work in ("fetch", "hash", "decompress", form))
     parts = {"network": works["fetch"]["wall"], "CPU": cpu / works["cores"], "disk": works[form]["wall"]}
     limit = max(parts, key=parts.get)
-    served = max(parts[limit], (cpu + registry) / works["cores"])
-    return {"works": works, "wall": parts[limit], "cpu": cpu, "limit": limit, "registry": registry, "served": served}
+    return {"works": works, "wall": parts[limit], "cpu": cpu, "limit": limit}
 
 
 class Results:
@@ -67,18 +62,25 @@ class Results:
 
     def floor(self, link, image, form="write"):
         """The lowest of the runs: what disturbs the machine raises a floor, and must not flatter who stands on it."""
-        runs = [floor_of(run, form) for run in self.floors.get((link, image), [])]
+        runs = [floor_of(run["works"], form) for run in self.floors.get((link, image), [])]
         return min(runs, key=lambda run: run["wall"], default=None)
 
     def ratio(self, link, image, way, other, field):
-        """Of the median of a way to that of another, or to the floor, alone or with what it costs to serve it."""
+        """Of the median of a way to that of another, or to the floor."""
         ours = self.pull(link, image, way, field)
-        if other == "served":
-            floor = self.floor(link, image, self.form(way))
-            return ours / floor["served"] if ours is not None and floor and floor["registry"] else None
         floor = self.floor(link, image, self.form(way)) if other == "floor" else None
         theirs = floor[field] if floor else self.pull(link, image, other, field)
         return ours / theirs if ours is not None and theirs else None
+
+    def of_served(self, link, image, way):
+        """Of a way's wall time to the floor of a machine that is its own registry: what that spends meanwhile is
+        spent on the same cores."""
+        floor, runs = self.floor(link, image, self.form(way)), self.pulls.get((link, image, way))
+        if not floor or not runs:
+            return None
+        registry = statistics.median(run["cpu_of"]["registry"] for run in runs)
+        served = (floor["cpu"] + registry) / floor["works"]["cores"]
+        return self.pull(link, image, way, "wall") / max(floor["wall"], served)
 
 
 def share(value):
@@ -111,13 +113,13 @@ def pulls(results, link):
                 pairs = [results.ratio(link, image, way, base, field) for field in ("wall", "cpu")]
                 line += [share(pair) if base != way else "" for pair in pairs]
             line += [share(results.ratio(link, image, way, "floor", field)) for field in ("wall", "cpu")]
-            lines.append([*line, share(results.ratio(link, image, way, "served", "wall"))])
+            lines.append([*line, share(results.of_served(link, image, way))])
     return table(head, lines)
 
 
 def floors(results, link):
     head = ["image", "MB", "unpacked MB", "entries", "fetch s (CPU)", "hash CPU s", "decompress CPU s", "write s (CPU)"]
-    head += ["as images", "all CPU s", "floor s", "set by", "floor of images s", "registry CPU s"]
+    head += ["as images", "all CPU s", "floor s", "set by", "floor of images s"]
     lines = []
     for image in results.images:
         floor = results.floor(link, image)
@@ -129,7 +131,7 @@ def floors(results, link):
         line += [f"{floor['works']['entries']:,}", both("fetch"), f"{cost('hash', 'cpu'):.2f}"]
         line += [f"{cost('decompress', 'cpu'):.2f}", both("write"), both("write_image"), f"{floor['cpu']:.2f}"]
         images = results.floor(link, image, "write_image")
-        lines.append([*line, f"{floor['wall']:.2f}", floor["limit"], f"{images['wall']:.2f}", f"{floor['registry']:.2f}"])
+        lines.append([*line, f"{floor['wall']:.2f}", floor["limit"], f"{images['wall']:.2f}"])
     return table(head, lines)
 
 
@@ -188,7 +190,7 @@ def markdown(rows):
         "Medians of n runs, ways in turn. CPU seconds are of containerd, the snapshotter, their children and `ctr`; peak is",
         "the snapshotter's resident memory, containerd's where there is none. The floor is the largest of: fetching alone,",
         "the CPU seconds of all four works over the cores, writing the files alone from memory; the lowest of n. The last",
-        "column has the registry's CPU seconds for serving the image once among them, for it works on the same cores.",
+        "column has the registry's CPU seconds during the pull among them, for they are spent on the same cores.",
     ]
     for link in results.links:
         lines += ["", f"### {link.capitalize()} link: {description(link)}"]
