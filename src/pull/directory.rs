@@ -31,8 +31,10 @@ pub struct DirectoryStore {
     /// Whether the destination was made for the pull.
     is_new: bool,
     staging: PathBuf,
-    /// A merge has begun and has not come to its end.
+    /// A merge has begun.
     merging: AtomicBool,
+    /// It has come to its end: the image is there.
+    whole: AtomicBool,
     next: AtomicI64,
     /// Those that are written, and those that are being written.
     trees: Mutex<HashMap<TreeId, (DiffId, Option<TreeInfo>)>>,
@@ -64,6 +66,7 @@ impl DirectoryStore {
             is_new,
             staging,
             merging: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
             next: AtomicI64::new(1),
             trees: Mutex::default(),
         })
@@ -77,7 +80,7 @@ impl DirectoryStore {
         let paths: Vec<PathBuf> = trees.iter().map(|held| held.tree.path.clone()).collect();
         self.merging.store(true, Relaxed);
         unpack::merge(&paths, &self.dest)?;
-        self.merging.store(false, Relaxed);
+        self.whole.store(true, Relaxed);
         Ok(())
     }
 
@@ -95,6 +98,9 @@ impl Drop for DirectoryStore {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.staging) {
             tracing::warn!(path = %self.staging.display(), %error, "could not remove the staging directory");
+        }
+        if self.whole.load(Relaxed) {
+            return;
         }
         if self.merging.load(Relaxed) {
             // It was empty before: all that is in it was merged.
