@@ -58,7 +58,6 @@ fn outside(
     of_all: &str,
     working: f64,
 ) -> Option<(String, String)> {
-    let machine = &report.machine;
     match bottleneck {
         Bottleneck::Resolve => Some((
             format!("manifest and configuration took {of_all}"),
