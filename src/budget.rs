@@ -161,7 +161,7 @@ impl Budget {
     /// What the heads of layers that wait for their turn may hold of it: bytes that those in work may have
     /// to do without.
     pub fn heads(&self) -> u64 {
-        u64::from(self.total / HEADS_PART) * UNIT_BYTES
+        u64::from(self.units.with(|units| units.heads_most)) * UNIT_BYTES
     }
 
     /// Bytes reserved now.

@@ -58,9 +58,14 @@ pub(super) struct ImageArgs {
 }
 
 impl ImageArgs {
-    /// The platform that was asked for.
+    /// The platform that was asked for, if one was.
+    pub(super) fn asked(&self) -> Result<Option<Platform>, ManifestError> {
+        self.platform.as_deref().map(str::parse).transpose()
+    }
+
+    /// The platform that was asked for, or this host's.
     pub(super) fn platform(&self) -> Result<Platform, ManifestError> {
-        self.platform.as_deref().map_or_else(|| Ok(Platform::host()), str::parse)
+        Ok(self.asked()?.unwrap_or_else(Platform::host))
     }
 }
 

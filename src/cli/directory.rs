@@ -19,7 +19,7 @@ use crate::unpack;
 
 /// Pulls into `dest`.
 pub(super) async fn pull(args: &Pull, dest: &Path, mut config: Config) -> Result<(), CliError> {
-    let platform = args.wanted.platform.is_some().then(|| args.wanted.platform()).transpose()?;
+    let platform = args.wanted.asked()?;
     args.wanted.registries.apply(&mut config);
     if let Some(connections) = args.connections.map(usize::from) {
         config.fetch.connections_per_image = connections;

@@ -29,7 +29,7 @@ pub(super) async fn inspect(args: &Inspect, mut config: Config) -> Result<(), Cl
     let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(&args.image)?;
-    let start = Start::named(args.wanted.platform.as_deref());
+    let start = Start::named(args.wanted.platform.is_some());
     let plan = pull::resolve(&registry, &reference, &start, &platform).await?.plan;
     if args.json {
         print_json(&json(args, &platform, &plan))

@@ -214,7 +214,7 @@ async fn image_sizes(
     let platform = args.wanted.platform()?;
     let registry = Registry::new(config.registry_settings())?;
     let reference = pull::parse_reference(image)?;
-    let start = Start::named(args.wanted.platform.as_deref());
+    let start = Start::named(args.wanted.platform.is_some());
     let plan = pull::resolve(&registry, &reference, &start, &platform).await?.plan;
     Ok(plan.layers.iter().map(|layer| layer.size as f64).collect())
 }

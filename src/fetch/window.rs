@@ -89,27 +89,26 @@ impl Window {
 
     /// Waits until somebody reads.
     pub(super) async fn until_read(&self) {
-        loop {
-            let taken = self.taken.notified();
-            {
-                let state = self.state();
-                if state.closed || !state.head_only {
-                    return;
-                }
-            }
-            taken.await;
-        }
+        self.until(|state| !state.head_only).await;
     }
 
     /// Waits until one more chunk is worth its memory. (A closed window has room: what is opened in
     /// it is dropped.)
     pub(super) async fn room(&self) {
+        let has_room = |state: &State| {
+            let width = if state.head_only { 1 } else { state.width };
+            state.chunks.len() < width
+        };
+        self.until(has_room).await;
+    }
+
+    /// Waits until it is so, or the window is closed.
+    async fn until(&self, is_so: impl Fn(&State) -> bool) {
         loop {
             let taken = self.taken.notified();
             {
                 let state = self.state();
-                let width = if state.head_only { 1 } else { state.width };
-                if state.closed || state.chunks.len() < width {
+                if state.closed || is_so(&state) {
                     return;
                 }
             }

@@ -39,9 +39,8 @@ pub fn containerd(
     socket: &Path,
     root: &Path,
 ) -> Result<containerd::Facts, InstallError> {
-    let facts = containerd_left(path, socket, root)?;
     // It has to be there to be plugged into.
-    Ok(containerd::Facts { version: containerd_version()?, ..facts })
+    containerd_facts(path, socket, root, |_| containerd_version())
 }
 
 /// The same of a containerd that may have been removed: it counts as one for which the file of our own was written.
@@ -52,6 +51,18 @@ pub fn containerd_left(
     path: &Path,
     socket: &Path,
     root: &Path,
+) -> Result<containerd::Facts, InstallError> {
+    containerd_facts(path, socket, root, |written_for| {
+        Ok(containerd_version().unwrap_or(written_for))
+    })
+}
+
+/// `version` is told for which one the file of our own was written.
+fn containerd_facts(
+    path: &Path,
+    socket: &Path,
+    root: &Path,
+    version: impl FnOnce((u64, u64)) -> Result<(u64, u64), InstallError>,
 ) -> Result<containerd::Facts, InstallError> {
     let text = read(path)?;
     let drop_in = drop_in_of(path);
@@ -71,7 +82,7 @@ pub fn containerd_left(
         backup: read(&backup_of(path))?,
         drop_in,
         imported,
-        version: containerd_version().unwrap_or(written_for),
+        version: version(written_for)?,
         socket: socket.to_owned(),
         root: root.to_owned(),
         architecture: Platform::host().architecture,

@@ -190,7 +190,7 @@ impl Puller {
         kept_in: Option<&Containerd>,
     ) -> Result<Pulling, PullError> {
         let reference = parse_reference(image)?;
-        let start = if platform.is_some() { Start::ReferenceFor } else { Start::Reference };
+        let start = Start::named(platform.is_some());
         let platform = platform.unwrap_or_else(|| self.0.settings.platform.clone());
         let kept_in = self.0.settings.keeper.as_ref().zip(kept_in);
         let keep = kept_in.map(|(keeper, there)| keeper.image_in(there.clone(), &reference));

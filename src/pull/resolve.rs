@@ -26,9 +26,9 @@ pub enum Start {
 }
 
 impl Start {
-    /// What a reference names, for a `platform` if one was asked for.
-    pub fn named(platform: Option<&str>) -> Self {
-        if platform.is_some() { Self::ReferenceFor } else { Self::Reference }
+    /// What a reference names; whether a platform was asked for.
+    pub fn named(for_platform: bool) -> Self {
+        if for_platform { Self::ReferenceFor } else { Self::Reference }
     }
 }
 
