@@ -336,19 +336,21 @@ fn check(config: &str) -> Output {
 fn without_all_users_it_says_so_and_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     // Root of a namespace that knows one user.
-    let refused = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--", env!("CARGO_BIN_EXE_hoistd"), "--metrics", "off"])
-        .arg("--root")
-        .arg(dir.path().join("root"))
-        .arg("--socket")
-        .arg(dir.path().join("hoist.sock"))
-        .env_remove("NOTIFY_SOCKET")
-        .output()
-        .unwrap();
+    let mut hoistd = Command::new("unshare");
+    hoistd.args(["--user", "--map-root-user", "--", env!("CARGO_BIN_EXE_hoistd")]);
+    wants_root(&mut hoistd, dir.path());
+}
+
+/// A `hoistd` with its root and socket in `dir` says that it needs root, and makes nothing.
+fn wants_root(hoistd: &mut Command, dir: &Path) {
+    let root = dir.join("root");
+    hoistd.args(["--metrics", "off", "--root"]).arg(&root);
+    hoistd.arg("--socket").arg(dir.join("hoist.sock")).env_remove("NOTIFY_SOCKET");
+    let refused = hoistd.output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     let told = text(&refused.stderr);
     assert!(told.contains("hoistd needs root, outside of user namespaces"), "{told}");
-    assert!(!dir.path().join("root").exists(), "nothing is made");
+    assert!(!root.exists(), "nothing is made");
 }
 
 /// Neither somebody who is not root.
@@ -359,20 +361,9 @@ fn without_root_it_says_so_and_does_not_start() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = dir.path().join("hoistd");
     fs::copy(env!("CARGO_BIN_EXE_hoistd"), &program).unwrap();
-    let refused = Command::new("setpriv")
-        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
-        .arg(&program)
-        .args(["--metrics", "off", "--root"])
-        .arg(dir.path().join("root"))
-        .arg("--socket")
-        .arg(dir.path().join("hoist.sock"))
-        .env_remove("NOTIFY_SOCKET")
-        .output()
-        .unwrap();
-    assert_eq!(refused.status.code(), Some(1));
-    let told = text(&refused.stderr);
-    assert!(told.contains("hoistd needs root, outside of user namespaces"), "{told}");
-    assert!(!dir.path().join("root").exists(), "nothing is made");
+    let mut hoistd = Command::new("setpriv");
+    hoistd.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&program);
+    wants_root(&mut hoistd, dir.path());
 }
 
 #[test]

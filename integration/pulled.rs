@@ -12,6 +12,7 @@ use std::process::Command;
 use hoist::image::Sha256;
 use serde_json::Value;
 
+use harness::process::status;
 use harness::{Hoistd, House, must};
 
 /// The least that `limits.memory_budget` may be.
@@ -19,9 +20,7 @@ const BUDGET: u64 = 96 << 20;
 
 /// The most memory that the process `id` has had, in bytes.
 fn most_memory(id: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    status(&format!("/proc/{id}/status"), "VmHWM").unwrap() * 1024
 }
 
 /// `hoist` with the configuration of `hoistd`; what it printed, as JSON.

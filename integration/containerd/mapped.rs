@@ -8,8 +8,8 @@ use super::*;
 const FIRST: u32 = 100_000;
 const MAP: &str = "0:100000:65536";
 
-/// What `ctr run` is told for `name`.
-fn run<'a>(image: &'a str, name: &'a str) -> [&'a str; 12] {
+/// What `ctr` is told to begin a container that sleeps.
+fn run<'a>(image: &'a str, name: &'a str) -> [&'a str; 13] {
     [
         "run",
         "--detach",
@@ -23,6 +23,7 @@ fn run<'a>(image: &'a str, name: &'a str) -> [&'a str; 12] {
         image,
         name,
         "sleep",
+        "600",
     ]
 }
 
@@ -36,7 +37,7 @@ fn a_container_in_a_user_namespace_sees_its_files_as_its_own() {
     bench.containerd.pull(&image);
     bench.assert_not_downloaded(&image);
     let (containerd, name) = (&bench.containerd, bench.containerd.container("mapped"));
-    containerd.ctr(NAMESPACE, &[&run(&image, &name)[..], &["600"]].concat());
+    containerd.ctr(NAMESPACE, &run(&image, &name));
     let script = "cat /proc/self/uid_map && id -u && stat -c %u:%g / /etc/passwd && \
                   echo own >/written && stat -c %u:%g /written && rm /etc/issue";
     let told = containerd.within("mapped", "look", &["sh", "-c", script]);
@@ -68,7 +69,7 @@ fn over_layers_that_are_images_mapped_users_are_refused_with_the_way_out() {
     let image = bench.house.registry.image("odd:gzip");
     bench.containerd.pull(&image);
     let name = bench.containerd.container("mapped");
-    let told = bench.containerd.refuses(NAMESPACE, &[&run(&image, &name)[..], &["600"]].concat());
+    let told = bench.containerd.refuses(NAMESPACE, &run(&image, &name));
     for word in ["mapped users", "EROFS image", "pull.backend = \"overlay\""] {
         assert!(told.contains(word), "{word} is not in {told}");
     }

@@ -257,9 +257,7 @@ impl Containerd {
 
     /// The digests of an image's layers, from its manifest in the content store.
     pub(crate) fn layers(&self, namespace: &str, image: &str) -> Vec<String> {
-        let manifest = self.manifest(namespace, image);
-        let layers = manifest["layers"].as_array().expect("a manifest has layers");
-        layers.iter().map(|layer| text_of(&layer["digest"])).collect()
+        self.layer_sizes(namespace, image).into_iter().map(|(digest, _)| digest).collect()
     }
 
     /// The same with their sizes.

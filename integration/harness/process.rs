@@ -13,6 +13,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How much of a log is shown when a test fails.
 const SHOWN_LINES: usize = 60;
 
+/// A figure of `file`, the `status` of a process or thread in `/proc`; memory is in KiB. `None` where there is none.
+pub(crate) fn status(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.strip_prefix(':')?.split_whitespace().next()?.parse().ok()
+}
+
 /// A running daemon.
 pub(crate) struct Daemon {
     name: String,

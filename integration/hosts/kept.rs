@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::*;
 use harness::Registry;
-use harness::containerd::REFERENCE;
+use harness::containerd::{Containerd, REFERENCE};
 
 /// The configuration of a hoistd that keeps blobs in the containerd at `socket`.
 fn keep(socket: &Path) -> String {
@@ -146,12 +146,20 @@ fn containerd_exports(generation: Generation) {
         let layer = layer.strip_prefix("sha256:").unwrap();
         assert!(exported.contains(layer), "{layer} is not in {exported}");
     }
-    let other = house.empty_registry();
-    containerd
-        .ctr(NAMESPACE, &["images", "push", "--plain-http", &other.image("pushed:v1"), &python]);
-    assert_eq!(layers_in(&other, "pushed:v1"), layers);
-
+    is_pushed_whole(&house, &containerd, &python, &layers);
     containerd.remove_names();
+    go_with_the_image(&containerd, &layers);
+}
+
+/// The image goes to a registry that has nothing yet.
+fn is_pushed_whole(house: &House, containerd: &Containerd, image: &str, layers: &[String]) {
+    let other = house.empty_registry();
+    let there = other.image("pushed:v1");
+    containerd.ctr(NAMESPACE, &["images", "push", "--plain-http", &there, image]);
+    assert_eq!(layers_in(&other, "pushed:v1"), layers);
+}
+
+fn go_with_the_image(containerd: &Containerd, layers: &[String]) {
     let left = || layers.iter().any(|layer| containerd.content(NAMESPACE).contains(layer));
     eventually("the blobs go with the image", || !left(), || containerd.inventory());
 }
@@ -173,15 +181,15 @@ fn a_prefetch_keeps_blobs(generation: Generation) {
     let socket = house.scratch.path().join(generation.short()).join("containerd.sock");
     let hoistd = house.hoistd(&keep(&socket));
     let Some(containerd) = house.containerd(generation, &hoistd, &test) else { return };
-    let prefetch = |image: &str| {
+    let prefetch = |arguments: &[&str]| {
         let mut hoist = Command::new(env!("CARGO_BIN_EXE_hoist"));
-        hoist.arg("--config").arg(hoistd.config()).args(["prefetch", "--quiet"]);
-        must(hoist.args(["--namespace", NAMESPACE, image]));
+        hoist.arg("--config").arg(hoistd.config());
+        must(hoist.args(["prefetch", "--namespace", NAMESPACE]).args(arguments));
     };
     let (python, tree) = (house.registry.image("python:gzip"), house.registry.image("tree:gzip"));
-    prefetch(&python);
+    prefetch(&["--quiet", &python]);
     // It shares a layer with the other, in another repository.
-    prefetch(&tree);
+    prefetch(&["--quiet", &tree]);
     for image in [&python, &tree] {
         let stored = containerd.ctr(NAMESPACE, &["content", "ls"]);
         for (layer, size) in containerd.layer_sizes(NAMESPACE, image) {
@@ -193,16 +201,10 @@ fn a_prefetch_keeps_blobs(generation: Generation) {
     }
 
     house.registry.crash();
-    let other = house.empty_registry();
     let layers = containerd.layers(NAMESPACE, &python);
-    let there = other.image("pushed:v1");
-    containerd.ctr(NAMESPACE, &["images", "push", "--plain-http", &there, &python]);
-    assert_eq!(layers_in(&other, "pushed:v1"), layers);
-    let mut release = Command::new(env!("CARGO_BIN_EXE_hoist"));
-    release.arg("--config").arg(hoistd.config()).args(["prefetch", "--release"]);
-    must(release.args(["--namespace", NAMESPACE, &python, &tree]));
-    let left = || layers.iter().any(|layer| containerd.content(NAMESPACE).contains(layer));
-    eventually("the blobs go with the image", || !left(), || containerd.inventory());
+    is_pushed_whole(&house, &containerd, &python, &layers);
+    prefetch(&["--release", &python, &tree]);
+    go_with_the_image(&containerd, &layers);
 }
 
 #[test]

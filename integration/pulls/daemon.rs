@@ -11,6 +11,13 @@ use super::harness::free_port;
 /// Longer than anything here takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Replaces a text in the configuration of a daemon whose directory is `home`.
+pub(crate) fn configure(home: &Path, from: &str, to: &str) {
+    let file = home.join("hoist.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(file, text.replace(from, to)).unwrap();
+}
+
 /// A running daemon; killed when dropped.
 pub(crate) struct Daemon {
     child: std::process::Child,

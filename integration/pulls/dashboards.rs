@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use hoist::image::Sha256;
 
-use super::daemon::{Daemon as Hoist, blocking};
+use super::daemon::{Daemon as Hoist, blocking, configure};
 use super::faulty_registry::{FaultyRegistry, Reply};
+use super::harness::containerd::eventually;
 use super::harness::process::Daemon;
 use super::harness::{Generation, Hoistd, House, free_port, must, prepare, skipped};
 use super::images::{Layer, noise, push, stall_in_layers};
@@ -395,24 +396,15 @@ async fn an_image_is_shown_before_its_first_pull_has_ended() {
     blocking(move || {
         let none = serde_json::json!({});
         let mut daemon = Hoist::start_where("", &none, Vec::new(), |home| {
-            let file = home.join("hoist.toml");
-            let text = std::fs::read_to_string(&file).unwrap();
-            let labelled = "[metrics]\nimage_label = \"repository\"";
-            std::fs::write(file, text.replace("[metrics]", labelled)).unwrap();
+            configure(home, "[metrics]", "[metrics]\nimage_label = \"repository\"");
         });
-        let until = |what: &str, done: &dyn Fn() -> bool| {
-            let began = Instant::now();
-            while !done() {
-                assert!(began.elapsed().as_secs() < 60, "not yet: {what}");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        };
         let mut pull = daemon.command(&["pull", "--snapshots", "--quiet", &image]).spawn().unwrap();
-        until("the image is shown", &|| daemon.body("/metrics").contains(&line));
+        let shown = || daemon.body("/metrics").contains(&line);
+        eventually("the image is shown", shown, || daemon.log());
         pull.kill().unwrap();
         pull.wait().unwrap();
         let record = daemon.home.path().join("root/pulls/1.json");
-        until("its record is written", &|| record.exists());
+        eventually("its record is written", || record.exists(), || daemon.log());
         daemon.crash_and_restart();
         assert!(daemon.body("/metrics").contains(&line), "forgotten with the restart");
     })

@@ -1,10 +1,10 @@
 //! What a `hoistd` keeps when its pulls have ended: little memory, and no reason to wake up.
 
-use std::fs::read_to_string;
 use std::time::{Duration, Instant};
 
 use super::daemon::{Daemon, blocking};
 use super::faulty_registry::FaultyRegistry;
+use super::harness::process::status;
 use super::images::{Layer, noise, push};
 
 /// What an idle daemon may have of memory that is no file's. (With the pages of its program the packaged one has to stay below
@@ -16,13 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long nothing may happen.
 const STILL: Duration = Duration::from_secs(6);
-
-/// A line of `/proc/PID/status` that is a number.
-fn status(file: &str, name: &str) -> Option<u64> {
-    let text = read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.strip_prefix(':')?.split_whitespace().next()?.parse().ok()
-}
 
 fn kib(daemon: &Daemon, name: &str) -> u64 {
     status(&format!("/proc/{}/status", daemon.id()), name).expect("the daemon runs")

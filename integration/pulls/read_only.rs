@@ -1,6 +1,6 @@
 //! A host whose file systems cannot be written, but for hoistd's root and the directory of its sockets.
 
-use super::daemon::{Daemon, blocking};
+use super::daemon::{Daemon, blocking, configure};
 use super::faulty_registry::FaultyRegistry;
 use super::images::{Layer, noise, push};
 
@@ -29,11 +29,8 @@ async fn hoistd_pulls_on_a_host_that_is_read_only_but_for_its_root() {
                 std::fs::create_dir(home.join(directory)).unwrap();
             }
             std::fs::write(home.join("namespace"), NAMESPACE).unwrap();
-            let config = home.join("hoist.toml");
-            let text = std::fs::read_to_string(&config).unwrap();
-            let text = text.replace("/hoist.sock", "/run/hoist.sock");
-            let text = text.replace("/control.sock", "/run/control.sock");
-            std::fs::write(config, text).unwrap();
+            configure(home, "/hoist.sock", "/run/hoist.sock");
+            configure(home, "/control.sock", "/run/control.sock");
         });
         daemon.told(&["pull", "--snapshots", "--quiet", &image]);
         assert!(daemon.told(&["ls"]).contains("2 layers"), "{}", daemon.told(&["ls"]));

@@ -8,7 +8,7 @@ mod sources;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::daemon::{Daemon, blocking};
+use super::daemon::{Daemon, blocking, configure};
 use super::faulty_registry::{FaultyRegistry, Reply, Request};
 use super::harness::scratch::text_below;
 use super::images::{Layer, noise, push};
@@ -295,9 +295,7 @@ async fn nothing_of_a_proxy_is_said() {
         let plain = "[registry]\nplain_http_hosts = [\"plain.invalid\"]";
         let none = serde_json::json!({});
         let daemon = Daemon::start_where("[log]\nlevel = \"trace\"", &none, environment, |home| {
-            let file = home.join("hoist.toml");
-            let text = std::fs::read_to_string(&file).unwrap();
-            std::fs::write(file, text.replace("[registry]", plain)).unwrap();
+            configure(home, "[registry]", plain);
         });
         let mut heard = String::new();
         let mut kinds = Vec::new();

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::super::daemon::{Daemon, blocking};
+use super::super::daemon::{Daemon, blocking, configure};
 use super::super::faulty_registry::{FaultyRegistry, Reply};
 use super::super::images::{Layer, noise, push};
 use super::{SIGNATURE, TOKEN, guard, of_commands, said, search};
@@ -63,7 +63,7 @@ async fn nothing_of_a_credential_helper_is_said() {
         heard += &told;
         daemon = back;
     }
-    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("u:{HELPED}")));
+    let basic = format!("Basic {}", basic(HELPED));
     assert!(server.requests().iter().any(|r| r.header("authorization") == Some(&basic)));
     assert!(heard.contains("docker-credential-hoisttest gave no credentials"), "{heard}");
     let docker = serde_json::json!({ "auths": { (host): { "identitytoken": IDENTITY } } });
@@ -121,10 +121,8 @@ async fn nothing_of_files_with_logins_is_said() {
                 for (number, text) in secrets.iter().enumerate() {
                     std::fs::write(directory.join(format!("{number}.json")), text).unwrap();
                 }
-                let file = home.join("hoist.toml");
-                let text = std::fs::read_to_string(&file).unwrap();
                 let there = format!("[registry]\nkubernetes_secrets = [{directory:?}]");
-                std::fs::write(file, text.replace("[registry]", &there)).unwrap();
+                configure(home, "[registry]", &there);
             });
         let mut heard = String::new();
         for text in &docker {
