@@ -1,6 +1,7 @@
 //! Prepares that belong to a pull, with a source of layers that is fake.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
@@ -274,13 +275,16 @@ async fn a_tree_that_was_swept_is_claimed_again() {
 async fn nothing_stays_of_a_prepare_whose_caller_is_gone() {
     let root = tempfile::tempdir().unwrap();
     let snapshots = open(root.path(), LONG);
-    {
+    // Started once, then dropped. While this holds the database, the call that was started cannot be answered first.
+    let started: Result<_, rusqlite::Error> = snapshots.database.write(|_| {
         let future =
             snapshots.create_for_caller(Kind::Active, "k".into(), String::new(), Labels::new());
-        let mut future = std::pin::pin!(future);
-        // Started once, then dropped.
-        assert!(futures_util::poll!(&mut future).is_pending());
-    }
+        Ok(std::pin::pin!(future)
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending())
+    });
+    assert!(started.unwrap());
     // The row may come and go; what counts is that it is gone in the end.
     loop {
         let made = snapshots.database.read(|db| {
