@@ -15,7 +15,8 @@
 //! ahead of it ([`line`]). Where the serial decoder ends a block just where a helper's part begins,
 //! that part is right, as far as it is deflate: what comes out of it is resolved by the window that is
 //! known, handed on, and its end is where the stream stands. Where it is not so, the serial decoder
-//! goes on, and what the helper did is dropped.
+//! goes on, and what the helper did is dropped. Of parts that follow each other the windows are resolved first,
+//! one by one, and the rest by helpers again ([`placed`]), so that the stream's thread only hands on.
 //!
 //! So it is the serial decoder that says what is wrong with a stream, always: a part in which
 //! anything is, or in which the member ends, is no part for a helper. CRC and length are those of the
@@ -24,7 +25,6 @@
 //! What is held is borrowed ([`Memory`]): compressed parts, what they come to (two bytes for one where
 //! the window is not known), nothing else. The stream never waits for it.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,9 +35,8 @@ use super::input::{Input, Supply};
 use super::memory::{Buffer, Memory};
 use super::pool::{OnHelp, Pool};
 use super::{CompressionError, Decoded, Format};
-use crate::sys::inflate::crc32;
 use line::{Line, Part, Ticket};
-use output::{Piece, Window};
+use placed::{Known, Made};
 use search::Start;
 
 mod bits;
@@ -46,6 +45,7 @@ mod inflater;
 mod line;
 mod markers;
 mod output;
+mod placed;
 mod search;
 
 pub(super) use inflater::Inflater;
@@ -115,14 +115,14 @@ enum Until {
     Start(Start),
 }
 
-/// What a helper made, on its way out.
+/// What helpers made of a part, on its way out.
 struct Jump {
-    pieces: VecDeque<Piece>,
-    window: Box<Window>,
-    /// The window behind the pieces.
-    next: Box<Window>,
+    made: Made,
     /// Of the member until here.
     crc: u32,
+    /// So many parts of the line are placed, too, and this comes behind them.
+    placed: usize,
+    behind: Known,
 }
 
 impl Speculative {
@@ -166,6 +166,9 @@ impl Speculative {
         }
         let mut filled = 0;
         loop {
+            if let Stands::Jumped(jump) = &mut self.stands {
+                self.line.place(&mut jump.placed, &mut jump.behind);
+            }
             self.gather(input);
             let Some(front) = self.line.front() else {
                 self.leave(input);
@@ -173,8 +176,11 @@ impl Speculative {
             };
             match &mut self.stands {
                 Stands::Jumped(_) if filled > 0 => break,
-                Stands::Jumped(jump) => match jump.deliver(gzip) {
-                    Some(bytes) => return Ok(Some(Decoded::Piece(bytes))),
+                Stands::Jumped(jump) => match jump.made.next(&mut jump.crc) {
+                    Some(bytes) => {
+                        gzip.passed(bytes.len());
+                        return Ok(Some(Decoded::Piece(bytes)));
+                    }
                     None => self.land(gzip, &front),
                 },
                 Stands::Serial { until: Until::Unknown, .. } => self.look(&front),
@@ -323,44 +329,47 @@ impl Speculative {
         let is_there = inflate.boundary().is_some_and(|(unused, header)| {
             there.is_at(*fed as usize * 8 - unused as usize, header)
         });
-        match Box::<Window>::try_from(inflate.window().to_vec().into_boxed_slice()) {
-            Ok(window) if is_there => {
+        match Known::last(Bytes::copy_from_slice(inflate.window())) {
+            Some(window) if is_there => {
                 let crc = inflate.crc();
-                self.jump(front, window, crc);
+                self.jump(front, &window, crc);
             }
             _ => self.failures += 1,
         }
     }
 
-    /// Takes what a helper made of the front part, if it could.
-    fn jump(&mut self, front: &Part, window: Box<Window>, crc: u32) -> bool {
+    /// Takes what helpers made of the front part, if they could; whether they could.
+    fn jump(&mut self, front: &Part, before: &Known, crc: u32) -> bool {
         let from = Instant::now();
-        let inflated = front.take();
+        let made = front.take(before);
         self.waited += from.elapsed();
-        let Ok(inflated) = inflated else {
+        let Ok(made) = made else {
             self.failures += 1;
             return false;
         };
         self.failures = 0;
         self.line.pop();
-        let next = inflated.window.resolve(&window);
-        let next = Box::new(*next.first_chunk().expect("it is as long as a window"));
-        let pieces = inflated.pieces.into();
-        self.stands = Stands::Jumped(Jump { pieces, window, next, crc });
+        let behind = made.behind().clone();
+        self.stands = Stands::Jumped(Jump { made, crc, placed: 0, behind });
         true
     }
 
-    /// All that a helper made is out: the stream stands where a block begins in the front part.
+    /// All that helpers made is out: the stream stands where a block begins in the front part.
     fn land(&mut self, gzip: &mut Gzip, front: &Part) {
         let Stands::Jumped(jump) = std::mem::replace(&mut self.stands, Stands::Apart) else {
             return;
         };
-        let Jump { next, crc, .. } = jump;
-        if !front.claim() && self.jump(front, next.clone(), crc) {
+        let window = jump.made.behind();
+        if !front.claim() && self.jump(front, window, jump.crc) {
+            if let Stands::Jumped(now) = &mut self.stands
+                && let Some(placed) = jump.placed.checked_sub(1)
+            {
+                (now.placed, now.behind) = (placed, jump.behind);
+            }
             return;
         }
         let start = front.start().expect("the part before ends there");
-        gzip.inflate().resume(&next[..], start.bits_before(&front.bytes), crc);
+        gzip.inflate().resume(&window.bytes()[..], start.bits_before(&front.bytes), jump.crc);
         let fed = front.base + start.byte() as u64;
         self.stands = Stands::Serial { fed, until: Until::End };
     }
@@ -386,16 +395,6 @@ impl Until {
             Self::Start(start) => start.byte(),
             Self::Unknown | Self::End => part.bytes.len(),
         }
-    }
-}
-
-impl Jump {
-    /// The next bytes, which count as the member's.
-    fn deliver(&mut self, gzip: &mut Gzip) -> Option<Bytes> {
-        let bytes = self.pieces.pop_front()?.resolve(&self.window);
-        self.crc = crc32(self.crc, &bytes);
-        gzip.passed(bytes.len());
-        Some(bytes)
     }
 }
 

@@ -6,6 +6,10 @@
 //!      ╰───────┴─ the stream's own thread, with the known one, which is faster
 //! ```
 //!
+//! Where the stream has come to a helper's part, the windows before and behind the parts that follow it without a gap
+//! are known, one after the other, and helpers put bytes for their markers; before they begin anything else, for
+//! those bytes are wanted first.
+//!
 //! The stream's thread takes what nobody has begun when it comes there. So helpers leave some for
 //! it, as many as it decodes while they decode one, and begin behind that.
 
@@ -17,6 +21,7 @@ use bytes::Bytes;
 
 use super::markers::{Failure, WINDOW};
 use super::output::{BUFFER_BYTES, Inflated};
+use super::placed::{Known, Made, Placed};
 use super::search::{self, Start};
 use crate::compression::memory::Lender;
 use crate::compression::pool::{OnHelp, Tools, Work};
@@ -36,7 +41,9 @@ enum State {
     Waiting,
     Running,
     Ended(Result<Inflated, Failure>),
-    /// It is decoded by the stream's own thread.
+    /// The same, with its place in the stream, or with all of its bytes.
+    Made(Made),
+    /// The stream's own thread has it.
     Taken,
 }
 
@@ -65,22 +72,56 @@ impl Part {
         waits
     }
 
-    /// What the helper that has begun it came to; waits for it.
-    pub(super) fn take(&self) -> Result<Inflated, Failure> {
+    /// Says what comes before it. What comes behind it then, if a helper has decoded it.
+    fn place(&self, before: &Known) -> Option<Known> {
+        let mut state = self.state();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Ended(Ok(inflated)) => {
+                let placed = inflated.place(before);
+                let behind = placed.behind().clone();
+                *state = State::Made(Made::Placed(placed));
+                Some(behind)
+            }
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// What helpers have made of it, behind `before`; waits for one that has begun something.
+    pub(super) fn take(&self, before: &Known) -> Result<Made, Failure> {
         let mut state = self.state();
         while matches!(*state, State::Running) {
             state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match std::mem::replace(&mut *state, State::Taken) {
-            State::Ended(result) => result,
+            State::Ended(inflated) => Ok(Made::Placed(inflated?.place(before))),
+            State::Made(made) => Ok(made),
             State::Waiting | State::Taken | State::Running => Err(Failure::NotInStep),
         }
     }
 
-    fn end(&self, result: Result<Inflated, Failure>) {
+    /// Takes it for a helper that puts bytes for its markers.
+    fn begin_resolving(&self) -> Option<Placed> {
+        let mut state = self.state();
+        match std::mem::replace(&mut *state, State::Running) {
+            State::Made(Made::Placed(placed)) => Some(placed),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    fn is_placed(&self) -> bool {
+        matches!(*self.state(), State::Made(Made::Placed(_)))
+    }
+
+    fn end(&self, what: State) {
         let mut state = self.state();
         if matches!(*state, State::Running) {
-            *state = State::Ended(result);
+            *state = what;
             self.ended.notify_all();
         }
     }
@@ -146,11 +187,24 @@ impl Line {
         parts.ratio = ratio.max(parts.ratio - parts.ratio.saturating_sub(ratio).div_ceil(8));
     }
 
+    /// Says what comes before the parts behind the first `placed`, as far as helpers have decoded them; before the first
+    /// of them comes `behind`. Both go with it.
+    pub(super) fn place(&self, placed: &mut usize, behind: &mut Known) {
+        let parts = self.parts();
+        while let Some(part) = parts.parts.get(*placed)
+            && let Some(next) = part.place(behind)
+        {
+            *placed += 1;
+            *behind = next;
+        }
+    }
+
     /// How many helpers have to be asked for so that there is one for each part that one could
     /// begin; they count as asked.
     pub(super) fn ask(&self) -> usize {
         let mut parts = self.parts();
-        let candidates = self.candidates(&parts).count();
+        let placed = parts.parts.iter().filter(|part| part.is_placed()).count();
+        let candidates = placed + self.candidates(&parts).count();
         let missing = candidates.saturating_sub(parts.asked);
         parts.asked += missing;
         missing
@@ -169,6 +223,16 @@ impl Line {
     fn help(&self, tools: &mut Tools) -> bool {
         let mut parts = self.parts();
         parts.asked = parts.asked.saturating_sub(1);
+        let resolving = |part: &Arc<Part>| Some((part.begin_resolving()?, Arc::clone(part)));
+        if let Some((placed, part)) = parts.parts.iter().find_map(resolving) {
+            drop(parts);
+            // A panic is a defect; to the stream it is a part that has to be done serially.
+            let resolved = catch_unwind(AssertUnwindSafe(|| placed.resolve()));
+            part.end(resolved.map_or(State::Ended(Err(Failure::NotDeflate)), |resolved| {
+                State::Made(Made::Resolved(resolved))
+            }));
+            return true;
+        }
         let Some((part, next)) = self.candidates(&parts).next() else { return false };
         let (part, next) = (Arc::clone(part), Arc::clone(next));
         // As many symbols as usual and half as many again, of two bytes; and what is filled in part.
@@ -181,12 +245,12 @@ impl Line {
             let stop = next.start().ok_or(Failure::NotInStep)?;
             tools.inflater().run(&part.bytes, &next.bytes, (start, stop), promise)
         };
-        // A panic is a defect; to the stream it is a part that has to be done serially.
+        // The same.
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Failure::NotDeflate));
         if let Ok(inflated) = &result {
             self.note(part.bytes.len(), inflated.count);
         }
-        part.end(result);
+        part.end(State::Ended(result));
         true
     }
 }

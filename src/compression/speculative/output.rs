@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::super::memory::{Buffer, Promise};
 use super::markers::{BATCH, Failure, MARKER, Sink, WINDOW};
+use super::placed::{Known, Placed};
 
 /// All buffers are of this size, so that each can be used again for any other.
 pub(super) const BUFFER_BYTES: usize = 2 * BATCH;
@@ -129,4 +130,13 @@ pub(in super::super) struct Inflated {
     pub(in super::super) count: usize,
     /// The last 32 KiB again, of the part and what was before it.
     pub(in super::super) window: Piece,
+}
+
+impl Inflated {
+    /// Now that the window before it is known, so is the one behind it.
+    pub(super) fn place(self, before: &Known) -> Placed {
+        let behind = Known::last(self.window.resolve(before.bytes()));
+        let behind = behind.expect("a window is as long as a window");
+        Placed::new(self.pieces.into(), before.clone(), behind)
+    }
 }

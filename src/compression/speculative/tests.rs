@@ -7,13 +7,13 @@ use proptest::prelude::*;
 
 use super::inflater::Inflater;
 use super::markers::{Failure, WINDOW};
-use super::output::Window;
 use super::search::{self, Start};
 use super::*;
 use crate::budget::Budget;
+use crate::compression::pool::{Tools, Work as _};
 use crate::compression::tests::deflate::content;
 use crate::compression::tests::text;
-use crate::sys::inflate::Inflate;
+use crate::sys::inflate::{Inflate, crc32};
 
 /// A deflate stream; it is flushed after each so many bytes.
 fn deflate(data: &[u8], level: u32, flush: usize) -> Vec<u8> {
@@ -66,17 +66,31 @@ fn check(stream: &[u8], whole: &[u8], size: usize, inflater: &mut Inflater) -> u
             continue;
         }
         let inflated = result.unwrap_or_else(|failure| panic!("{failure:?} at {base}"));
-        let window: Box<Window> =
-            whole[begins - WINDOW..begins].to_vec().into_boxed_slice().try_into().unwrap();
-        let bytes: Vec<u8> =
-            inflated.pieces.into_iter().flat_map(|piece| piece.resolve(&window).to_vec()).collect();
-        assert_eq!(bytes.len(), inflated.count);
-        assert!(bytes == whole[begins..ends], "{begins} to {ends}");
-        let last = inflated.window.resolve(&window);
-        assert!(last[..] == whole[ends - WINDOW..ends], "the window of {begins} to {ends}");
+        assert_eq!(inflated.count, ends - begins);
+        let placed = inflated.place(&known(whole, begins));
+        // By the stream's own thread and by a helper in turn.
+        let by_helper = checked % 2 == 1;
+        let made = if by_helper { Made::Resolved(placed.resolve()) } else { Made::Placed(placed) };
+        check_made(made, whole, begins..ends);
         checked += 1;
     }
     checked
+}
+
+/// The window before `at`.
+fn known(whole: &[u8], at: usize) -> Known {
+    Known::last(Bytes::copy_from_slice(&whole[..at])).expect("there are 32 KiB before")
+}
+
+/// That a part has these bytes of the whole, the CRC with them, and the window behind them.
+fn check_made(mut made: Made, whole: &[u8], range: std::ops::Range<usize>) {
+    assert!(made.behind().bytes()[..] == whole[range.end - WINDOW..range.end], "{range:?}: window");
+    let (mut bytes, mut crc) = (Vec::new(), crc32(0, &whole[..range.start]));
+    while let Some(piece) = made.next(&mut crc) {
+        bytes.extend_from_slice(&piece);
+    }
+    assert!(bytes == whole[range.clone()], "{range:?}: bytes");
+    assert_eq!(crc, crc32(0, &whole[..range.end]), "{range:?}: checksum");
 }
 
 /// What does not compress: stored blocks.
@@ -117,6 +131,44 @@ fn parts_come_out_as_the_whole_has_them() {
             "{checked} of {parts}, {size} each"
         );
     }
+}
+
+#[test]
+fn helpers_resolve_what_is_placed_before_they_begin_anything_else() {
+    const SIZE: usize = 40_000;
+    let words = text(1_500_000);
+    let stream = deflate(&words, 6, usize::MAX);
+    let mut memory = Memory::new(Pool::new(2, Budget::new(1 << 30), 256 << 20));
+    memory.ask(256 << 20);
+    assert_eq!(memory.granted(), 256 << 20);
+    let line = Line::new(memory.lender(), 1, None);
+    for (number, bytes) in stream.chunks(SIZE).enumerate() {
+        line.push(Part::new((number * SIZE) as u64, Bytes::copy_from_slice(bytes)));
+    }
+    let mut tools = Tools::default();
+    let mut help = || Ticket::new(&line).run(&mut tools);
+    // The front part and the one behind it are the stream's own; two helpers come.
+    assert!(help() && help());
+    for _ in 0..2 {
+        assert!(line.pop().unwrap().claim());
+    }
+    let at =
+        |part: &Part| truth(&stream, part.start().unwrap().behind(part.base as usize)).unwrap();
+    let begins = at(&line.front().unwrap());
+    let before = known(&words, begins);
+    let (mut placed, mut behind) = (0, before.clone());
+    line.place(&mut placed, &mut behind);
+    assert_eq!(placed, 2, "both are told what comes before them");
+    assert!(help(), "one of them is resolved");
+    let first = line.pop().unwrap().take(&before).unwrap();
+    assert!(matches!(first, Made::Resolved(_)));
+    let middle = at(&line.front().unwrap());
+    let second = line.pop().unwrap().take(first.behind()).unwrap();
+    assert!(matches!(second, Made::Placed(_)), "nobody has come to resolve it");
+    let ends = at(&line.front().unwrap());
+    assert!(behind.bytes() == known(&words, ends).bytes());
+    check_made(first, &words, begins..middle);
+    check_made(second, &words, middle..ends);
 }
 
 #[test]
