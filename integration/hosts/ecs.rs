@@ -1,5 +1,8 @@
 //! ECS on EC2: Docker, whose store has the agent's image already, and ecs-init, which starts the agent after the user data.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::*;
 
 const SCRIPT: &str = "ecs-user-data.sh";
@@ -50,9 +53,7 @@ async fn ecs_user_data_puts_hoist_under_docker_before_the_agent() {
         let proxy = format!("{}\nexport HTTPS_PROXY=http://127.0.0.1:3128", instance.sha256);
         let script = instance.recipe(SCRIPT, &[("cluster", "mine"), ("sha256", &proxy)]);
         user_data(machine, &script);
-        machine.must(
-            "rm -f /run/driver-for-the-agent; systemctl start ecs.service cloud-final.service",
-        );
+        machine.must("rm -f /run/driver-for-the-agent; systemctl start boot.target");
         let agent = || machine.inside("docker exec ecs-agent /program up").status.success();
         eventually("the agent runs", agent, || machine.must("journalctl --no-pager -n 60"));
         assert_eq!(machine.must("cat /run/driver-for-the-agent"), "hoist\n");
@@ -119,10 +120,10 @@ fn nothing_changes_where_a_step_fails(instance: &Instance) {
 fn pulls_and_runs(instance: &Instance) {
     let (machine, image) = (&instance.machine, Instance::image());
     let (user, password) = LOGIN;
-    let login = format!(
-        "docker --config /root/agent login --username {user} --password {password} {REGISTRY}:5000"
-    );
-    machine.must(&format!("{login} 2>&1; docker --config /root/agent pull --quiet {image}"));
+    let auth = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    let client = serde_json::json!({ "auths": { format!("{REGISTRY}:5000"): { "auth": auth } } });
+    write(&machine.root, "root/agent/config.json", &client.to_string());
+    machine.must(&format!("docker --config /root/agent pull --quiet {image}"));
     instance.pulled_as_the_instance();
     let said = machine.must(&format!("docker run --rm --network host {image} hello"));
     assert_eq!(said, "hello\n");
