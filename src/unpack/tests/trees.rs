@@ -38,10 +38,11 @@ fn a_large_file_that_leaves_too_little_is_not_begun() {
         Ok(crate::sys::space::Space { size_bytes, available_bytes })
     };
     let content = vec![7; 3 << 20];
+    // Of a layer of files: an image's blocks are taken one by one.
     let unpack = |min_free: u64| {
         let room = Room::seen_by(full, std::path::Path::new("/r"), MinFree::Bytes(min_free));
-        try_with(
-            &Archive::default().file("big", &content).0,
+        try_files(
+            &Archive::default().file("big", &content).end(),
             &Options { room, ..Options::default() },
         )
     };
