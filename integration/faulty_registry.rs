@@ -18,6 +18,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+/// What a client begins with that wants TLS.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -121,7 +124,13 @@ impl Drop for FaultyRegistry {
 impl FaultyRegistry {
     /// A registry that behaves, until it is told otherwise.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// The same at a place that is bound already; to be called in a runtime.
+    pub fn on(listener: std::net::TcpListener) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let state = Arc::new(State::default());
         let served = Arc::clone(&state);
@@ -231,6 +240,11 @@ async fn next_request(
             break at + 4;
         }
         if stream.read_buf(read).await? == 0 {
+            return Ok(None);
+        }
+        if read[0] == TLS_HANDSHAKE {
+            // By such words Docker sees that it has to ask without TLS.
+            stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").await?;
             return Ok(None);
         }
     };

@@ -5,8 +5,17 @@
 mod faulty_registry;
 mod harness;
 
+#[path = "hosts/disks.rs"]
+mod disks;
+#[path = "pulls/images.rs"]
+#[allow(dead_code, reason = "the fakes of AWS use a part of it")]
+mod images;
+#[path = "hosts/instance.rs"]
+mod instance;
 #[path = "hosts/kept.rs"]
 mod kept;
+#[path = "hosts/recipes.rs"]
+mod recipes;
 
 use std::process::{Command, Output};
 
@@ -129,24 +138,42 @@ fn built(house: &House, docker: &Docker, python: &str) {
     assert_eq!(said.trim(), "built");
 }
 
-/// A static program that waits, in an image of one layer.
-async fn pause(house: &House) -> (FaultyRegistry, String) {
-    let source = house.scratch.path().join("pause.c");
-    let program = house.scratch.path().join("pause");
-    let text = "#include <unistd.h>\n#include <signal.h>\nstatic void end(int s) { (void)s; _exit(0); }\n\
-                int main(void) { signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n";
+/// A static program that says what it is told to, or else waits.
+fn program(house: &House) -> Vec<u8> {
+    let [source, program] = ["program.c", "program"].map(|name| house.scratch.path().join(name));
+    let text = "#include <unistd.h>\n#include <signal.h>\n#include <stdio.h>\n\
+                static void end(int s) { (void)s; _exit(0); }\n\
+                int main(int count, char **words) { if (count > 1) return puts(words[1]) < 0;\n\
+                signal(SIGTERM, end); signal(SIGINT, end); for (;;) pause(); }\n";
     std::fs::write(&source, text).unwrap();
     must(Command::new("gcc").args(["-static", "-Os", "-o"]).arg(&program).arg(&source));
-    let server = FaultyRegistry::start().await;
+    std::fs::read(program).unwrap()
+}
+
+/// The one layer of an image with this program, as a tar archive.
+fn layer_of(program: &[u8]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    builder.append_path_with_name(&program, "pause").unwrap();
-    let archive = builder.into_inner().unwrap();
-    let blob = zstd::encode_all(archive.as_slice(), 3).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o755);
+    header.set_size(program.len() as u64);
+    builder.append_data(&mut header, "program", program).unwrap();
+    builder.into_inner().unwrap()
+}
+
+/// The configuration of an image of that layer.
+fn config_of(layer: &[u8]) -> String {
     let config = serde_json::json!({
-        "architecture": "amd64", "os": "linux", "config": { "Entrypoint": ["/pause"] },
-        "rootfs": { "type": "layers", "diff_ids": [DiffId(Sha256::of(&archive))] },
+        "architecture": "amd64", "os": "linux", "config": { "Entrypoint": ["/program"] },
+        "rootfs": { "type": "layers", "diff_ids": [DiffId(Sha256::of(layer))] },
     });
-    let config = config.to_string();
+    config.to_string()
+}
+
+/// Gives a registry an image with this program.
+fn serve(server: &FaultyRegistry, tag: &str, program: &[u8]) {
+    let layer = layer_of(program);
+    let blob = zstd::encode_all(layer.as_slice(), 3).unwrap();
+    let config = config_of(&layer);
     let manifest = serde_json::json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -159,7 +186,13 @@ async fn pause(house: &House) -> (FaultyRegistry, String) {
             "size": blob.len(), "digest": server.blob(blob),
         }],
     });
-    server.manifest("v1", "application/vnd.oci.image.manifest.v1+json", manifest.to_string());
+    server.manifest(tag, "application/vnd.oci.image.manifest.v1+json", manifest.to_string());
+}
+
+/// A registry with a pause image, and its reference.
+async fn pause(house: &House) -> (FaultyRegistry, String) {
+    let server = FaultyRegistry::start().await;
+    serve(&server, "v1", &program(house));
     let hosts = house.registry.hosts().join(&server.host);
     std::fs::create_dir_all(&hosts).unwrap();
     let text = format!(
@@ -218,19 +251,4 @@ async fn a_pod_lives_on_1() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_lives_on_2() {
     a_pod_lives(Generation::Two).await;
-}
-
-/// The recipes of docs/hosts and the scripts of the packages; what is only advice (`info`) does not count.
-#[test]
-fn recipes_pass_shellcheck() {
-    let test = "shellcheck of the recipes";
-    let Some(_house) = House::open(test) else { return };
-    let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = ["docs/hosts", "integration/packages"].map(|part| checkout.join(part));
-    let files = files.iter().flat_map(|part| std::fs::read_dir(part).unwrap().flatten());
-    let files: Vec<_> = files.map(|file| file.path()).collect();
-    let scripts: Vec<_> =
-        files.iter().filter(|file| file.extension().is_none_or(|end| end == "sh")).collect();
-    assert!(scripts.len() >= 7, "{scripts:?}");
-    must(Command::new("shellcheck").arg("--severity=warning").args(scripts));
 }

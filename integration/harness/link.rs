@@ -25,11 +25,7 @@ pub(crate) struct Link {
 impl Link {
     /// One of `bytes` a second; `None`, said loudly, where this kernel cannot shape one.
     pub(crate) fn shaped(test: &str, bytes: u32) -> Option<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let link = Self { name: format!("hoist-test-{}-{number}", std::process::id()) };
-        must(Command::new("ip").args(["netns", "add", &link.name]));
-        must(link.inside("ip").args(["link", "set", "lo", "up"]));
+        let link = Self::alone();
         let rate = format!("{}bit", u64::from(bytes) * 8);
         let shape = ["qdisc", "add", "dev", "lo", "root", "tbf", "rate", &rate];
         // The burst has to hold what the device takes in one go.
@@ -40,6 +36,21 @@ impl Link {
         }
         skipped(test, "this kernel has no token bucket filter (sch_tbf)");
         None
+    }
+
+    /// One that has nothing but a loopback, as fast as it goes.
+    pub(crate) fn alone() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let link = Self { name: format!("hoist-test-{}-{number}", std::process::id()) };
+        must(Command::new("ip").args(["netns", "add", &link.name]));
+        must(link.inside("ip").args(["link", "set", "lo", "up"]));
+        link
+    }
+
+    /// Gives its loopback another address.
+    pub(crate) fn has(&self, address: &str) {
+        must(self.inside("ip").args(["address", "add", address, "dev", "lo"]));
     }
 
     fn path(&self) -> PathBuf {
@@ -55,16 +66,21 @@ impl Link {
         command
     }
 
-    /// An address behind the link that leads to `target` outside of it, with `bytes` a second towards each client.
-    pub(crate) fn lead_to(&self, target: &str, bytes: u32) -> String {
+    /// A socket of this process that listens at an address behind the link.
+    pub(crate) fn listener(&self, address: &'static str) -> TcpListener {
         let namespace = File::open(self.path()).expect("ip made it");
         // A socket stays in the namespace that it was made in; this thread does not come back.
         let bound = std::thread::spawn(move || {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)
                 .expect("we are root");
-            TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")
+            TcpListener::bind(address).expect("nobody else listens in a namespace of our own")
         });
-        let listener = bound.join().expect("it does not panic");
+        bound.join().expect("it does not panic")
+    }
+
+    /// An address behind the link that leads to `target` outside of it, with `bytes` a second towards each client.
+    pub(crate) fn lead_to(&self, target: &str, bytes: u32) -> String {
+        let listener = self.listener("127.0.0.1:0");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
         let target = target.to_owned();
         std::thread::spawn(move || {

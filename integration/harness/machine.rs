@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::link::Link;
 use super::process::Daemon;
 use super::{House, must, prepare, skipped};
 
@@ -40,14 +41,20 @@ enum Groups {
 }
 
 impl House {
-    /// A copy of the test bed's Debian with hoist installed in it, ready to boot; `None`, said loudly, where there is none.
-    pub(crate) fn debian(&self, test: &str) -> Option<PathBuf> {
+    /// A copy of the test bed's Debian with containerd and without hoist; `None`, said loudly, where there is none.
+    pub(crate) fn debian_without_hoist(&self, test: &str) -> Option<PathBuf> {
         let Some(bed) = prepare("machine") else {
             skipped(test, "no Debian could be made (see above)");
             return None;
         };
         let root = self.scratch.path().join("root");
         must(Command::new("cp").arg("-a").arg(bed.join("machine/root")).arg(&root));
+        Some(root)
+    }
+
+    /// The same with hoist installed in it, ready to boot.
+    pub(crate) fn debian(&self, test: &str) -> Option<PathBuf> {
+        let root = self.debian_without_hoist(test)?;
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
         let place = |from: &Path, to: &str, mode: u32| {
             let to = root.join(to);
@@ -80,6 +87,21 @@ impl House {
     pub(crate) fn boot(&self, root: PathBuf, test: &str) -> Option<Machine> {
         let nspawn = own(&root, "systemd-nspawn");
         self.start(nspawn, Groups::AsHere, root, test)
+    }
+
+    /// The same at the far end of a link, with these directories of this machine in it.
+    pub(crate) fn boot_behind(
+        &self,
+        link: &Link,
+        directories: &[PathBuf],
+        root: PathBuf,
+        test: &str,
+    ) -> Option<Machine> {
+        let nspawn = own(&root, "systemd-nspawn");
+        let mut command = link.inside(&nspawn.get_program().to_string_lossy());
+        command.args(nspawn.get_args());
+        command.args(directories.iter().map(|path| format!("--bind-ro={}", path.display())));
+        self.start(command, Groups::AsHere, root, test)
     }
 
     /// The same for a systemd that knows version 2 of the control groups alone, whatever this machine has: the kernel has both.

@@ -92,6 +92,7 @@ pub(super) fn install(args: Install, config: &Config) -> Result<(), CliError> {
     let facts = |file: &ContainerdFile| {
         host::containerd(&file.containerd_config, &config.socket, &config.root)
     };
+    // systemd has them end in this order: a containerd that ends before Docker leaves it waiting for its containers.
     let (changes, checks, how, units) = match args.what {
         What::Docker(args) => {
             let docker = host::docker(&args.daemon_json, &args.docker_socket)?;
@@ -103,12 +104,12 @@ pub(super) fn install(args: Install, config: &Config) -> Result<(), CliError> {
             let mut checks = vec![check_containerd(&args.containerd)];
             checks
                 .push(["dockerd", "--validate", "--config-file", &file].map(str::to_owned).into());
-            (changes, checks, args.how, "hoistd containerd docker")
+            (changes, checks, args.how, "docker containerd hoistd")
         }
         What::Containerd(args) => {
             let facts = facts(&args.containerd)?;
             let changes = containerd::plan(&facts, containerd::For::All)?;
-            (changes, vec![check_containerd(&args.containerd)], args.how, "hoistd containerd")
+            (changes, vec![check_containerd(&args.containerd)], args.how, "containerd hoistd")
         }
     };
     let plan = checks.into_iter().fold(Plan::install(changes), Plan::checked_by);
@@ -122,8 +123,7 @@ pub(super) fn uninstall(args: Uninstall, config: &Config) -> Result<(), CliError
     };
     let (changes, check, how, units) = match args.what {
         What::Docker(args) => {
-            let docker = host::docker(&args.daemon_json, &args.docker_socket)?;
-            let mut changes = vec![docker::undo(&docker)?];
+            let mut changes = vec![docker::undo(&host::docker_left(&args.daemon_json)?)?];
             let facts = facts(&args.containerd)?;
             let texts = (facts.drop_in.as_deref(), facts.text.as_deref());
             if !containerd::serves_others(texts.0.unwrap_or(""), texts.1.unwrap_or("")) {

@@ -112,7 +112,15 @@ pub(super) fn min_free(
     let percent = text.strip_suffix('%').map(|number| number.trim().parse::<u8>().ok());
     match percent.map(|percent| percent.filter(|&percent| percent < 100)) {
         Some(Some(percent)) => return MinFree::Percent(percent),
-        None if let Ok(bytes) = parse_size(text) => return MinFree::Bytes(bytes),
+        None if let Ok(bytes) = parse_size(text) => {
+            if (1..MinFree::LEAST_BYTES).contains(&bytes) {
+                value.mistake(format_args!(
+                    "{text:?} is less than {}, which is looked at too seldom to be kept; \"0B\" keeps nothing free",
+                    show_size(MinFree::LEAST_BYTES)
+                ));
+            }
+            return MinFree::Bytes(bytes);
+        }
         _ => value.mistake(format_args!(
             "{text:?} has to be a size, as \"2GiB\", a share below 100, as \"5%\", or \"auto\""
         )),

@@ -215,6 +215,9 @@ fn what_has_to_stay_free() {
         let told = read(wrong).expect_err("it is wrong")[0].to_string();
         assert!(told.starts_with("line 2: limits.min_free: ") && told.contains("\"5%\""), "{told}");
     }
+    assert!(read("\"8MiB\"").is_ok());
+    let told = read("\"8191KiB\"").expect_err("it cannot be kept")[0].to_string();
+    assert!(told.contains("less than 8MiB") && told.contains("0B"), "{told}");
 }
 
 /// Whatever the sizes: beside layers in work, what their frames borrow, and the heads of those that wait, one

@@ -90,8 +90,13 @@ pub fn plan(facts: &Facts, who: For) -> Result<Vec<Change>, InstallError> {
     if who == For::All {
         for (plugin, set) in plugins(facts, format) {
             elsewhere(facts, plugin)?;
-            let place = if has_plugin(&main, plugin) { &mut main } else { &mut own };
-            set(place, facts);
+            if has_plugin(&main, plugin) {
+                // Where config.toml was written anew since (as nodeadm does at each boot), our table of then would replace its.
+                remove(&mut own, &["plugins", plugin]);
+                set(&mut main, facts);
+            } else {
+                set(&mut own, facts);
+            }
         }
     }
     import(&mut main, facts);

@@ -21,13 +21,22 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// Where a file cannot be read, or who answers at the socket is no Docker.
 pub fn docker(path: &Path, socket: &Path) -> Result<docker::Facts, InstallError> {
-    let text = read(path)?;
+    let facts = docker_left(path)?;
     let daemon = match ask(socket)? {
         Some(daemon) => Some(daemon),
-        None => on_disk(text.as_deref().unwrap_or("")),
+        None => on_disk(facts.text.as_deref().unwrap_or("")),
     };
-    let backup = read(&backup_of(path))?;
-    Ok(docker::Facts { path: path.to_owned(), text, backup, daemon })
+    Ok(docker::Facts { daemon, ..facts })
+}
+
+/// The same of a Docker that may not answer, and is not asked: where its socket is systemd's and dockerd does not start, a
+/// question would be answered with a reset, just when hoist has to be taken back.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn docker_left(path: &Path) -> Result<docker::Facts, InstallError> {
+    let (text, backup) = (read(path)?, read(&backup_of(path))?);
+    Ok(docker::Facts { path: path.to_owned(), text, backup, daemon: None })
 }
 
 /// The facts about containerd, with `path` its `config.toml`, and where hoistd is.

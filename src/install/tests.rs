@@ -174,6 +174,26 @@ fn what_is_there_stays_and_comes_back() {
     assert_eq!(back[0].after.as_deref(), Some(expected.as_str()));
 }
 
+/// A machine image was made before nodeadm wrote the configuration.
+#[test]
+fn a_configuration_that_came_later_keeps_its_tables() {
+    let made = installed(&toml(None, (2, 1)), For::All);
+    assert!(made.drop_in.as_deref().unwrap().contains("io.containerd.cri.v1.images"));
+    let later =
+        "version = 3\n[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'p'\n";
+    let facts = containerd::Facts { text: Some(later.to_owned()), ..made };
+    let after = installed(&facts, For::All);
+    let (main, own) = (after.text.clone().unwrap(), after.drop_in.clone().unwrap());
+    assert!(main.contains("sandbox = 'p'") && main.contains("snapshotter = \"hoist\""), "{main}");
+    assert!(own.contains("[proxy_plugins.hoist]") && !own.contains("cri.v1.images"), "{own}");
+    let again = installed(&after, For::All);
+    assert_eq!(
+        (again.text, again.drop_in),
+        (Some(main), Some(own)),
+        "a second time changes nothing"
+    );
+}
+
 #[test]
 fn an_unpack_config_gets_one_entry_more() {
     let text = "version = 3\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = \"linux/amd64\"\nsnapshotter = \"native\"\n";

@@ -16,7 +16,7 @@ use crate::image::DiffId;
 use crate::sys::space::Space;
 
 /// After so many bytes it is looked again: seldom enough to cost nothing, and small beside what has
-/// to stay free.
+/// to stay free. Less than that cannot be kept free.
 const LOOK_BYTES: u64 = 8 << 20;
 
 /// What [`MinFree::Auto`] asks for at most.
@@ -38,12 +38,18 @@ pub enum MinFree {
 }
 
 impl MinFree {
-    /// In bytes, of a file system of that size.
+    /// The least that can be kept free, in bytes, but for nothing at all.
+    pub const LEAST_BYTES: u64 = LOOK_BYTES;
+
+    /// In bytes, of a file system of that size. A share of a small one is rounded up to what can be kept free.
     pub fn bytes(self, size_bytes: u64) -> u64 {
         match self {
-            Self::Auto => (size_bytes / 20).min(AUTO_BYTES_MOST),
+            Self::Auto => (size_bytes / 20).clamp(Self::LEAST_BYTES, AUTO_BYTES_MOST),
             Self::Bytes(bytes) => bytes,
-            Self::Percent(percent) => size_bytes / 100 * u64::from(percent),
+            Self::Percent(0) => 0,
+            Self::Percent(percent) => {
+                (size_bytes / 100 * u64::from(percent)).max(Self::LEAST_BYTES)
+            }
         }
     }
 }
@@ -92,7 +98,11 @@ impl Room {
         Self::seen_by(Space::of, path, min_free)
     }
 
-    fn seen_by(look: fn(&Path) -> io::Result<Space>, path: &Path, min_free: MinFree) -> Self {
+    pub(super) fn seen_by(
+        look: fn(&Path) -> io::Result<Space>,
+        path: &Path,
+        min_free: MinFree,
+    ) -> Self {
         let (written, unpacked) = Default::default();
         let path = path.to_owned();
         Self(Some(Arc::new(Inner { path, min_free, look, written, unpacked })))
@@ -115,7 +125,7 @@ impl Room {
         *known = bytes.max(*known);
     }
 
-    /// Whether a pull may begin that is expected to write so many bytes.
+    /// Whether a pull may begin that is expected to write so many bytes, or a file be given its blocks at once.
     ///
     /// # Errors
     /// It would leave too little. Where the file system does not tell, nothing is refused.
@@ -177,7 +187,11 @@ mod tests {
     fn what_has_to_stay_free() {
         assert_eq!(MinFree::Auto.bytes(8 << 30), (8 << 30) / 20);
         assert_eq!(MinFree::Auto.bytes(1 << 40), 2 << 30);
-        assert_eq!(MinFree::Percent(5).bytes(1000), 50);
+        assert_eq!(MinFree::Percent(5).bytes(1000 * MIB), 50 * MIB);
+        // Of a small file system so much that it can be kept.
+        assert_eq!(MinFree::Percent(5).bytes(100 * MIB), LOOK_BYTES);
+        assert_eq!(MinFree::Auto.bytes(100 * MIB), LOOK_BYTES);
+        assert_eq!(MinFree::Percent(0).bytes(100 * MIB), 0);
         assert_eq!(MinFree::Bytes(7).bytes(1000), 7);
     }
 

@@ -9,17 +9,17 @@ use base64::prelude::BASE64_STANDARD;
 use crate::faulty_registry::{FaultyRegistry, Reply, Request};
 use crate::images::{Layer, noise, push};
 
-pub(super) const SECRET_KEY: &str = "secret-key-of-the-r0le";
-pub(super) const SESSION: &str = "session-t0ken-of-the-role";
+pub(crate) const SECRET_KEY: &str = "secret-key-of-the-r0le";
+pub(crate) const SESSION: &str = "session-t0ken-of-the-role";
 
 /// AWS as a process meets it: all of its services on one port.
-pub(super) struct Aws {
-    pub(super) server: FaultyRegistry,
+pub(crate) struct Aws {
+    pub(crate) server: FaultyRegistry,
     /// The number of the password that is good now.
-    pub(super) current: Arc<AtomicUsize>,
+    pub(crate) current: Arc<AtomicUsize>,
 }
 
-pub(super) fn credentials(key: &str) -> String {
+pub(crate) fn credentials(key: &str) -> String {
     serde_json::json!({
         "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
         "AccessKeyId": key, "SecretAccessKey": SECRET_KEY, "Token": SESSION,
@@ -29,7 +29,7 @@ pub(super) fn credentials(key: &str) -> String {
 }
 
 /// What ECR's API hands out, good for twelve hours.
-pub(super) fn password(number: usize, list: bool) -> Reply {
+pub(crate) fn password(number: usize, list: bool) -> Reply {
     let token = BASE64_STANDARD.encode(format!("AWS:passw0rd-{number}"));
     let data = serde_json::json!({ "authorizationToken": token, "expiresAt": 4_000_000_000_u64 });
     let data = if list { serde_json::json!([data]) } else { data };
@@ -37,7 +37,7 @@ pub(super) fn password(number: usize, list: bool) -> Reply {
     Reply::new(200, body).with("Content-Type", "application/x-amz-json-1.1")
 }
 
-pub(super) fn answer(request: &Request, number: usize) -> Reply {
+pub(crate) fn answer(request: &Request, number: usize) -> Reply {
     match (&*request.method, &*request.path) {
         // The instance's metadata, version 2 alone.
         ("PUT", "/latest/api/token") => {
@@ -50,6 +50,8 @@ pub(super) fn answer(request: &Request, number: usize) -> Reply {
             match path.rsplit_once("security-credentials/") {
                 Some((_, "")) => Reply::new(200, "the-role"),
                 Some((_, "the-role")) => Reply::new(200, credentials("AKIDINSTANCE")),
+                None if path.ends_with("/instance-id") => Reply::new(200, "i-0123456789abcdef0"),
+                None if path.ends_with("/placement/region") => Reply::new(200, "eu-west-1"),
                 _ => Reply::new(404, ""),
             }
         }
@@ -78,8 +80,12 @@ pub(super) fn answer(request: &Request, number: usize) -> Reply {
 }
 
 impl Aws {
-    pub(super) async fn start() -> Self {
-        let server = FaultyRegistry::start().await;
+    pub(crate) async fn start() -> Self {
+        Self::of(FaultyRegistry::start().await)
+    }
+
+    /// All of AWS at that server.
+    pub(crate) fn of(server: FaultyRegistry) -> Self {
         let current = Arc::new(AtomicUsize::new(1));
         let number = Arc::clone(&current);
         server.script(move |request, _| answer(request, number.load(SeqCst)));
@@ -87,13 +93,13 @@ impl Aws {
     }
 
     /// The requests for passwords, as they were signed.
-    pub(super) fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         let requests = self.server.requests().into_iter();
         let of_ecr = requests.filter(|request| request.header("x-amz-target").is_some());
         of_ecr.map(|request| request.header("authorization").unwrap().to_owned()).collect()
     }
 
-    pub(super) fn environment(&self, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+    pub(crate) fn environment(&self, more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
         let url = format!("http://{}", self.server.host);
         let services = [
             "AWS_ENDPOINT_URL_ECR",
@@ -107,7 +113,7 @@ impl Aws {
 }
 
 /// What the registry answers: `reply` to whoever has the password of this number.
-pub(super) fn judged(request: &Request, reply: Reply, number: usize) -> Reply {
+pub(crate) fn judged(request: &Request, reply: Reply, number: usize) -> Reply {
     let expected = BASE64_STANDARD.encode(format!("AWS:passw0rd-{number}"));
     match request.header("authorization") {
         Some(header) if header == format!("Basic {expected}") => reply,
@@ -119,13 +125,13 @@ pub(super) fn judged(request: &Request, reply: Reply, number: usize) -> Reply {
 }
 
 /// A registry with an image, that lets in whoever has the current password.
-pub(super) struct Ecr {
-    pub(super) server: FaultyRegistry,
-    pub(super) image: String,
+pub(crate) struct Ecr {
+    pub(crate) server: FaultyRegistry,
+    pub(crate) image: String,
 }
 
 impl Ecr {
-    pub(super) async fn start(aws: &Aws) -> Self {
+    pub(crate) async fn start(aws: &Aws) -> Self {
         let server = FaultyRegistry::start().await;
         let layers: Vec<_> = (0..4)
             .map(|n| Layer::of("zstd", &format!("f{n}"), noise(&n.to_string(), 50_000)))
@@ -137,7 +143,7 @@ impl Ecr {
     }
 
     /// The image by the name of a registry of AWS.
-    pub(super) fn image(&self, host: &str) -> String {
+    pub(crate) fn image(&self, host: &str) -> String {
         self.image.replace("127.0.0.1", host)
     }
 }

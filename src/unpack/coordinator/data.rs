@@ -42,6 +42,10 @@ impl Coordinator<'_> {
             self.flush()?;
             self.options.check_bytes(entry.stored)?;
             attributes.set_mode |= attributes.mode & self.directories.umask() != 0;
+            if !sparse {
+                // Its blocks are taken at once, before its bytes are counted one by one.
+                self.options.room.admit(entry.stored)?;
+            }
             let _busy = self.writes();
             let file = LargeFile::create(dir.as_fd(), &name, &entry, sparse, attributes)?;
             self.current = Current::Large(Arc::new(file));

@@ -30,6 +30,27 @@ fn large_files_come_out_whole_with_their_metadata() {
     assert_eq!(tree.summary.implied, [PathBuf::from("many")]);
 }
 
+/// Its blocks are taken before the first of its bytes is counted.
+#[test]
+fn a_large_file_that_leaves_too_little_is_not_begun() {
+    let full = |_: &std::path::Path| {
+        let (size_bytes, available_bytes) = (1000 << 20, 500 << 20);
+        Ok(crate::sys::space::Space { size_bytes, available_bytes })
+    };
+    let content = vec![7; 3 << 20];
+    // Of a layer of files: an image's blocks are taken one by one.
+    let unpack = |min_free: u64| {
+        let room = Room::seen_by(full, std::path::Path::new("/r"), MinFree::Bytes(min_free));
+        try_files(
+            &Archive::default().file("big", &content).end(),
+            &Options { room, ..Options::default() },
+        )
+    };
+    let error = unpack(498 << 20).err().expect("two of three MiB are free");
+    assert!(matches!(&error, UnpackError::NoRoom(room) if room.needed_bytes == 3 << 20), "{error}");
+    assert!(unpack(497 << 20).is_ok());
+}
+
 #[test]
 fn sparse_files_have_holes() {
     let dir = tempfile::tempdir().unwrap();
