@@ -10,6 +10,7 @@
 //! Memory grows with the number of files, not with what they hold: some hundred bytes a file,
 //! besides a few megabytes a thread. Temporary disk is one compressed copy beside the result.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::image::{BlobDigest, Platform};
@@ -46,7 +47,7 @@ pub use options::{Options, default_level};
 pub use place::Place;
 pub use plan::{LAYERS_MOST, Unit, Wish};
 pub use produce::Codec;
-pub use progress::{Phase, Progress};
+pub use progress::{Phase, Planned, Progress};
 pub use puller::Puller;
 pub use source::Reach;
 pub use written::Written;
@@ -108,7 +109,23 @@ pub fn convert(
     let room = deliver::waiting_room(destination, &options.scratch)?;
     progress.enter(Phase::Resolve, 0);
     let opened = source::open(source, options.platform.as_ref(), reach)?;
-    let staging = Arc::new(Staging::new(&room)?);
+    let sizes = opened.images.iter().flat_map(|image| &image.layers).map(|layer| layer.size);
+    let source_bytes = sizes.sum();
+    let to_registry = matches!(destination, Place::Registry(_));
+    rewrite(opened, destination, &room, options, reach, progress)
+        .map_err(|error| error.or_full(&room, source_bytes, to_registry))
+}
+
+/// As [`convert`], with what is made kept in `room` until it is whole.
+fn rewrite(
+    opened: source::Opened,
+    destination: &Place,
+    room: &Path,
+    options: &Options,
+    reach: &Reach,
+    progress: &Arc<Progress>,
+) -> Result<Outcome, ConvertError> {
+    let staging = Arc::new(Staging::new(room)?);
     let mut images = Vec::new();
     let mut descriptors = Vec::new();
     let mut parcel = Parcel::default();

@@ -19,8 +19,8 @@ use crate::archive::LayerPath;
 use crate::config::{Config, Environment};
 use crate::containerd::Address;
 use crate::convert::{
-    self, Codec, ConvertError, Converted, Dedupe, Options, Outcome, Phase, Place, Progress, Puller,
-    Reach, Wish,
+    self, Codec, ConvertError, Converted, Dedupe, Options, Outcome, Phase, Place, Planned,
+    Progress, Puller, Reach, Wish,
 };
 use crate::fetch::Fetcher;
 use crate::image::Compression;
@@ -164,17 +164,47 @@ pub(super) async fn watched<T: Send + 'static>(
     let result = loop {
         tokio::select! {
             ended = &mut working => break ended.expect("a conversion does not panic"),
-            _ = tick.tick() => if let Some(bar) = &bar { draw(bar, &running.progress) },
+            _ = tick.tick() => {
+                tell(quiet, bar.as_ref(), &running.progress);
+                if let Some(bar) = &bar {
+                    draw(bar, &running.progress);
+                }
+            }
         }
     };
+    tell(quiet, bar.as_ref(), &running.progress);
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
     result
 }
 
+/// Says what was planned since it was looked last, above the bar.
+fn tell(quiet: bool, bar: Option<&ProgressBar>, progress: &Progress) {
+    for plan in progress.take_plans().into_iter().filter(|_| !quiet) {
+        let text = planned(&plan);
+        match bar {
+            Some(bar) => bar.suspend(|| super::aside(&text)),
+            None => super::aside(&text),
+        }
+    }
+}
+
+fn planned(plan: &Planned) -> String {
+    let sizes: Vec<String> = plan.layers.iter().map(|&layer| bytes(layer)).collect();
+    format!(
+        "planned for {}: {} of about {}; a pull should take about {}, of the source {}\n",
+        plan.after.model,
+        counted(sizes.len(), "layer"),
+        sizes.join(", "),
+        seconds(plan.after.seconds),
+        seconds(plan.before.seconds),
+    )
+}
+
 fn bar() -> ProgressBar {
-    let style = "{msg:10} {bar:30} {bytes:>11} / {total_bytes:11} {bytes_per_sec:>13}";
+    // The units of the plan and of the summary.
+    let style = "{prefix:10} {bar:30} {decimal_bytes:>11} / {decimal_total_bytes:11} {msg:>13}";
     let style = ProgressStyle::with_template(style);
     ProgressBar::new(0).with_style(style.expect("the template is a constant"))
 }
@@ -188,10 +218,13 @@ fn draw(bar: &ProgressBar, progress: &Progress) {
         Phase::Verify => "verifying",
         Phase::Publish => "publishing",
     };
-    if bar.message() != word {
+    if bar.prefix() != word {
         bar.reset();
-        bar.set_message(word);
+        bar.set_prefix(word);
     }
+    // Since the phase began: the bar's own rate sinks to nothing where bytes come in gulps.
+    let rate = done as f64 / bar.elapsed().as_secs_f64().max(TICK.as_secs_f64());
+    bar.set_message(format!("{}/s", bytes(rate as u64)));
     bar.set_length(total);
     bar.set_position(done.min(total));
 }

@@ -8,6 +8,7 @@ use crate::fetch::FetchError;
 use crate::image::{BlobDigest, ManifestError};
 use crate::layout::LayoutError;
 use crate::registry::RegistryError;
+use crate::units::Size;
 
 /// Why an image cannot be converted or compared.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +110,21 @@ pub enum ConvertError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// The disk has no room for what is made.
+    #[error(
+        "{}: {source}. Converting {} takes up to twice as much there, for the contents and the result: {way_out}",
+        directory.display(), Size(*source_bytes as f64)
+    )]
+    Full {
+        /// Where there is no room.
+        directory: PathBuf,
+        /// The source's compressed bytes.
+        source_bytes: u64,
+        /// What helps.
+        way_out: &'static str,
+        /// What the operating system says.
+        source: io::Error,
+    },
     /// The result is not what the source was. This is a defect of hoist.
     #[error(
         "the result's file system differs from the source's, so it was not written; this is a defect of hoist. \
@@ -130,6 +146,25 @@ impl ConvertError {
         move |source| Self::Disk { what, path: path.to_owned(), source }
     }
 
+    /// What is to be said where an error comes of a disk without room, and else the error itself.
+    pub(super) fn or_full(self, directory: &Path, source_bytes: u64, to_registry: bool) -> Self {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        let source = match self {
+            Self::Disk { source, .. } | Self::Layout(LayoutError::Io { source, .. })
+                if matches!(source.kind(), StorageFull | QuotaExceeded) =>
+            {
+                source
+            }
+            other => return other,
+        };
+        let way_out = if to_registry {
+            "make room, or name another place with --scratch"
+        } else {
+            "make room, or choose a destination that has it"
+        };
+        Self::Full { directory: directory.to_owned(), source_bytes, way_out, source }
+    }
+
     /// An error that came through a reader: what it was, if it was one of these.
     pub(super) fn of_layer(layer: &str, source: io::Error) -> Self {
         match source.downcast::<Self>() {
@@ -142,5 +177,29 @@ impl ConvertError {
 impl From<RegistryError> for ConvertError {
     fn from(source: RegistryError) -> Self {
         Self::Registry(Box::new(source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_room_is_told_with_the_way_out() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let told = |error: ConvertError, to_registry| {
+            error.or_full(Path::new("/small"), 180_000_000, to_registry).to_string()
+        };
+        let disk = ConvertError::disk("writing", Path::new("a temporary file"))(full());
+        let text = told(disk, false);
+        for word in ["/small", "180MB", "no storage space", "a destination that has it"] {
+            assert!(text.contains(word), "{text}");
+        }
+        let (what, path) = ("writing", PathBuf::from("/small/layer"));
+        let layout = LayoutError::Io { what, path, source: full() };
+        assert!(told(layout.into(), true).contains("--scratch"));
+        let other = ConvertError::disk("writing", Path::new("here"));
+        let denied = told(other(io::ErrorKind::PermissionDenied.into()), true);
+        assert_eq!(denied, "writing here: permission denied");
     }
 }

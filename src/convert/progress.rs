@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::ConvertError;
 use crate::fetch::Canceller;
+use crate::model::Prediction;
 
 /// What is being done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +25,17 @@ pub enum Phase {
 const PHASES: [Phase; 5] =
     [Phase::Resolve, Phase::Read, Phase::Write, Phase::Verify, Phase::Publish];
 
+/// What is about to be written.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Compressed bytes of each layer, the lowest first, as estimated by what the source's layers have.
+    pub layers: Vec<u64>,
+    /// How a pull of the source is expected to go.
+    pub before: Prediction,
+    /// And one of the layers that are planned.
+    pub after: Prediction,
+}
+
 /// Shared between whoever converts and whoever watches.
 #[derive(Default)]
 pub struct Progress {
@@ -33,6 +45,8 @@ pub struct Progress {
     phase: AtomicUsize,
     done: AtomicU64,
     total: AtomicU64,
+    /// Plans that nobody was told of yet.
+    plans: Mutex<Vec<Planned>>,
 }
 
 impl Progress {
@@ -65,6 +79,15 @@ impl Progress {
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
         self.phase.store(at, Ordering::Relaxed);
+    }
+
+    /// Plans that were made since this was asked last.
+    pub fn take_plans(&self) -> Vec<Planned> {
+        std::mem::take(&mut self.plans.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn tell(&self, plan: Planned) {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).push(plan);
     }
 
     pub(super) fn add(&self, bytes: u64) {

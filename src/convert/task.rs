@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::arrange::{self, Wanted};
+use super::arrange::{self, Arranged, Wanted};
 use super::base::Above;
 use super::deliver::Parcel;
 use super::plan::{Aim, Wish};
 use super::produce;
-use super::progress::{Phase, Progress};
+use super::progress::{Phase, Planned, Progress};
 use super::read::{ReadLayer, read_all};
 use super::source::{Image, Layer};
 use super::tree::Tree;
@@ -60,13 +60,11 @@ impl Task<'_> {
         let origins = self.image.layers[..self.kept].iter();
         parcel.origins.extend(origins.filter_map(|l| Some((l.digest?, l.repository()?.clone()))));
         let loads: Vec<Load> = made.layers.iter().map(puller::load).collect();
-        let was = self.image.layers.iter().max_by_key(|layer| layer.size);
-        let was = was.map_or(Compression::None, |layer| layer.compression);
         let puller = &self.options.puller;
         let converted = Converted {
             platform: document::platform(&self.image.config),
             manifest: digest,
-            before: puller.predict(&made.source, was),
+            before: puller.predict(&made.source, self.source_compression()),
             after: puller.predict(&loads, self.options.codec.compression),
             layers: made.layers,
             planned: made.planned,
@@ -149,6 +147,7 @@ impl Task<'_> {
             arranged.layers.clear();
             arranged.plans.clear();
         }
+        self.tell(&arranged, &source);
         progress.enter(Phase::Write, arranged.plans.iter().map(|layer| layer.bytes).sum());
         let new = &arranged.layers;
         let written =
@@ -174,6 +173,31 @@ impl Task<'_> {
             hidden_bytes: tree.content_bytes.saturating_sub(written),
             deduplicated_bytes: arranged.deduplicated,
         })
+    }
+
+    /// Says what is planned, before the long work begins.
+    #[allow(clippy::cast_precision_loss, reason = "sizes of layers are below 2^53")]
+    fn tell(&self, arranged: &Arranged, source: &[Load]) {
+        let new = arranged.plans.iter().zip(&arranged.layers).map(|(plan, items)| Load {
+            bytes: plan.compressed as f64,
+            unpacked: plan.bytes as f64,
+            files: items.len() as f64,
+            extract: None,
+        });
+        let loads: Vec<Load> = source[..self.kept].iter().cloned().chain(new).collect();
+        let puller = &self.options.puller;
+        let kept = self.image.layers[..self.kept].iter().map(|layer| layer.size);
+        self.progress.tell(Planned {
+            layers: kept.chain(arranged.plans.iter().map(|plan| plan.compressed)).collect(),
+            before: puller.predict(source, self.source_compression()),
+            after: puller.predict(&loads, self.options.codec.compression),
+        });
+    }
+
+    /// How the largest of the source's layers is compressed.
+    fn source_compression(&self) -> Compression {
+        let largest = self.image.layers.iter().max_by_key(|layer| layer.size);
+        largest.map_or(Compression::None, |layer| layer.compression)
     }
 
     /// Reads the written layers again and compares what they make with `tree`.

@@ -219,6 +219,45 @@ fn equal_digests_with_any_number_of_threads_and_large_files_in_frames() {
     }
 }
 
+/// The names in the archive of an image's only layer, directories left out, in their order.
+fn order_of(bench: &Bench, tag: &str) -> Vec<String> {
+    let (layer, blob) = bench.blobs(tag).pop().unwrap();
+    let raw = decompressed(&layer, blob);
+    let mut archive = tar::Archive::new(raw.as_slice());
+    let name = |entry: tar::Entry<'_, _>| entry.path().unwrap().display().to_string();
+    let names = archive.entries().unwrap().map(|entry| name(entry.unwrap()));
+    names.filter(|name| !name.ends_with('/')).collect()
+}
+
+/// Two versions of a package, one inside of another package, as npm has them.
+#[test]
+fn files_that_are_likely_alike_lie_side_by_side() {
+    let bench = Bench::new();
+    let names = ["lib/a.js", "lib/b.js", "package.json", "test/a.js"];
+    let version = |home: &str, byte| names.map(|name| file(&format!("{home}/p/{name}"), byte, 100));
+    let layer = [version("m", 1), version("m/q/m", 2)].concat();
+    publish(bench.home.path(), &[layer]);
+    bench.convert("r", &options(Wish::Equal(1), Compression::Zstd, Dedupe::Off, 1)).unwrap();
+    let expected = ["lib/a.js", "lib/b.js", "test/a.js", "package.json"];
+    let both = expected.map(|name| [format!("m/p/{name}"), format!("m/q/m/p/{name}")]);
+    assert_eq!(order_of(&bench, "r"), both.concat());
+}
+
+#[test]
+fn a_plan_is_told_before_it_is_carried_out() {
+    let bench = Bench::new();
+    publish(bench.home.path(), &[vec![file("a", 1, 9000)], vec![file("b", 2, 9000)]]);
+    let options = options(Wish::Equal(2), Compression::Zstd, Dedupe::Off, 1);
+    let progress = Arc::new(Progress::default());
+    let (source, result) = (bench.place("source"), bench.place("r"));
+    let outcome = convert(&source, &result, &options, &bench.reach(), &progress).unwrap();
+    let plans = progress.take_plans();
+    let [plan] = &plans[..] else { panic!("one image has one plan") };
+    assert_eq!(plan.layers, outcome.images[0].planned);
+    assert_eq!(plan.before.seconds, outcome.images[0].before.seconds);
+    assert!(plan.after.layers.len() == 2 && progress.take_plans().is_empty());
+}
+
 #[test]
 fn what_an_image_says_of_itself_stays_and_agrees() {
     let bench = Bench::new();

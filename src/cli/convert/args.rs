@@ -63,7 +63,7 @@ pub(in crate::cli) struct Convert {
     /// How layers are compressed
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Compress::Zstd)]
     pub(super) compression: Compress,
-    /// The level: 1 to 22 for zstd (unless given, what the model says is fastest to ready: 3, or 19 over a
+    /// The level: 1 to 22 for zstd (unless given, what the model says is fastest to ready: 5, or 19 over a
     /// slow link), 1 to 9 for gzip (6 unless given)
     #[arg(long, value_name = "N")]
     pub(super) level: Option<i32>,
