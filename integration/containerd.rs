@@ -5,7 +5,7 @@ mod harness;
 mod tree;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +14,8 @@ use harness::{Containerd, Generation, Hoistd, House, Registry, must, prepare, sk
 
 #[path = "containerd/bake.rs"]
 mod bake;
+#[path = "containerd/beside.rs"]
+mod beside;
 #[path = "containerd/depth.rs"]
 mod depth;
 #[path = "containerd/images.rs"]

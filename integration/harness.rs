@@ -123,7 +123,7 @@ impl House {
         test: &str,
     ) -> Option<Containerd> {
         let inside = |program: &Path| link.inside(&program.display().to_string());
-        self.begin(Generation::Two, "cl", hoistd, test, NO_PAUSE, inside)
+        self.begin(Generation::Two, "cl", hoistd, test, [NO_PAUSE, ""], inside)
     }
 
     /// The same as [`Self::containerd`], with the image that holds a pod's namespaces.
@@ -135,17 +135,29 @@ impl House {
         pause: &str,
     ) -> Option<Containerd> {
         let here = |program: &Path| Command::new(program);
-        self.begin(generation, generation.short(), hoistd, test, pause, here)
+        self.begin(generation, generation.short(), hoistd, test, [pause, ""], here)
     }
 
-    /// Starts a containerd in the directory `home` of the scratch, as `run` runs a program.
+    /// A containerd 2.x with these lines behind its configuration, one that knows another snapshotter beside hoist.
+    pub(crate) fn containerd_beside(
+        &self,
+        lines: &str,
+        hoistd: &Hoistd,
+        test: &str,
+    ) -> Option<Containerd> {
+        let here = |program: &Path| Command::new(program);
+        self.begin(Generation::Two, "c2", hoistd, test, [NO_PAUSE, lines], here)
+    }
+
+    /// Starts a containerd in the directory `home` of the scratch, as `run` runs a program; `words` are its pause image and
+    /// what stands behind its configuration.
     fn begin(
         &self,
         generation: Generation,
         home: &str,
         hoistd: &Hoistd,
         test: &str,
-        pause: &str,
+        words: [&str; 2],
         run: impl FnOnce(&Path) -> Command,
     ) -> Option<Containerd> {
         let programs = self.bed.join(generation.directory()).join("bin");
@@ -156,7 +168,7 @@ impl House {
         }
         let (home, registry) = (self.scratch.path().join(home), &self.registry);
         let program = run(&program);
-        Some(Containerd::start(program, generation, &programs, &home, hoistd, registry, pause))
+        Some(Containerd::start(program, generation, &programs, &home, hoistd, registry, words))
     }
 }
 

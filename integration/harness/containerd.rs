@@ -53,7 +53,8 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts `command`, which runs containerd, with everything of it below `home`.
+    /// Starts `command`, which runs containerd, with everything of it below `home`; its pause image, and what stands behind
+    /// its configuration.
     pub(crate) fn start(
         mut command: Command,
         generation: Generation,
@@ -61,13 +62,13 @@ impl Containerd {
         home: &Path,
         hoistd: &Hoistd,
         registry: &Registry,
-        pause: &str,
+        [pause, lines]: [&str; 2],
     ) -> Self {
         std::fs::create_dir_all(home).expect("the scratch directory is writable");
         let settings = home.join("config.toml");
         let text =
             configuration(generation, home, &hoistd.socket(), &hoistd.root(), registry.hosts());
-        let text = text.replace("@PAUSE@", pause);
+        let text = text.replace("@PAUSE@", pause) + lines;
         std::fs::write(&settings, text).expect("the scratch directory is writable");
         let path = std::env::var("PATH").unwrap_or_default();
         command.arg("--config").arg(&settings);
@@ -159,11 +160,15 @@ impl Containerd {
 
     /// Pulls with hoist through `ctr`, which on 1.6 sends no labels: hoist is an ordinary snapshotter then.
     pub(crate) fn pull_by_ctr(&self, image: &str) {
+        self.pull_into("hoist", NAMESPACE, image);
+    }
+
+    /// Pulls through `ctr` with one of its snapshotters.
+    pub(crate) fn pull_into(&self, snapshotter: &str, namespace: &str, image: &str) {
         let hosts = self.hosts.display().to_string();
-        self.ctr(
-            NAMESPACE,
-            &["image", "pull", "--hosts-dir", &hosts, "--snapshotter", "hoist", image],
-        );
+        let arguments =
+            ["image", "pull", "--hosts-dir", &hosts, "--snapshotter", snapshotter, image];
+        self.ctr(namespace, &arguments);
     }
 
     /// Pulls with hoist through CRI.
@@ -174,10 +179,7 @@ impl Containerd {
 
     /// Pulls with overlayfs, as containerd does without hoist, in the namespace for comparisons.
     pub(crate) fn pull_reference(&self, image: &str) {
-        let hosts = self.hosts.display().to_string();
-        let arguments =
-            ["image", "pull", "--hosts-dir", &hosts, "--snapshotter", "overlayfs", image];
-        self.ctr(REFERENCE, &arguments);
+        self.pull_into("overlayfs", REFERENCE, image);
     }
 
     /// Removes an image that was pulled for comparison, and waits for the garbage collection.
