@@ -61,7 +61,9 @@ fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     };
-    println!("| file | threads | MB/s | wall s | CPU s | MB/s, at most |\n|---|---|---|---|---|---|");
+    println!(
+        "| file | threads | MB/s | wall s | CPU s | MB/s, at most |\n|---|---|---|---|---|---|"
+    );
     for file in &options.files {
         if let Err(error) = measure(file, &options) {
             eprintln!("decode: {file}: {error}");
