@@ -62,7 +62,7 @@ impl MinFree {
      limits.min_free, and pull again",
     path.display(),
     if *begun { "more than the" } else { "at least" },
-    if *begun { " that one of its layers has had" } else { "" }
+    if *begun { " that one of its layers has asked for" } else { "" }
 )]
 pub struct NoRoom {
     /// Where.
@@ -125,13 +125,21 @@ impl Room {
         *known = bytes.max(*known);
     }
 
-    /// Whether a pull may begin that is expected to write so many bytes, or a file be given its blocks at once.
+    /// Whether a pull may begin that is expected to write so many bytes.
     ///
     /// # Errors
     /// It would leave too little. Where the file system does not tell, nothing is refused.
     pub fn admit(&self, needed_bytes: u64) -> Result<(), NoRoom> {
         let Some(inner) = self.0.as_ref().filter(|_| needed_bytes > 0) else { return Ok(()) };
-        inner.check(needed_bytes, false)
+        inner.check(needed_bytes, needed_bytes, false)
+    }
+
+    /// Whether a file of so many bytes may be given its blocks at once, of a layer that has come to `layer_bytes` with it.
+    ///
+    /// # Errors
+    /// It would leave too little.
+    pub(super) fn reserve(&self, bytes: u64, layer_bytes: u64) -> Result<(), NoRoom> {
+        self.0.as_ref().map_or(Ok(()), |inner| inner.check(layer_bytes, bytes, true))
     }
 
     /// Notes that so many bytes are about to be written of a layer that has written `before`.
@@ -145,7 +153,7 @@ impl Room {
             return Ok(());
         }
         inner.written.fetch_sub(written.min(LOOK_BYTES), Relaxed);
-        inner.check(before + bytes, true)
+        inner.check(before + bytes, 0, true)
     }
 }
 
@@ -154,12 +162,12 @@ impl Inner {
         self.unpacked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, needed_bytes: u64, begun: bool) -> Result<(), NoRoom> {
+    /// Whether enough is left when `to_come` bytes more are taken.
+    fn check(&self, needed_bytes: u64, to_come: u64, begun: bool) -> Result<(), NoRoom> {
         let Ok(Space { size_bytes, available_bytes }) = (self.look)(&self.path) else {
             return Ok(());
         };
         let min_free_bytes = self.min_free.bytes(size_bytes);
-        let to_come = if begun { 0 } else { needed_bytes };
         if available_bytes.saturating_sub(to_come) >= min_free_bytes {
             return Ok(());
         }

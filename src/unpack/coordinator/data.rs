@@ -44,7 +44,7 @@ impl Coordinator<'_> {
             attributes.set_mode |= attributes.mode & self.directories.umask() != 0;
             if !sparse {
                 // Its blocks are taken at once, before its bytes are counted one by one.
-                self.options.room.admit(entry.stored)?;
+                self.options.room.reserve(entry.stored, self.summary.bytes)?;
             }
             let _busy = self.writes();
             let file = LargeFile::create(dir.as_fd(), &name, &entry, sparse, attributes)?;
