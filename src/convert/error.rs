@@ -113,7 +113,7 @@ pub enum ConvertError {
     /// The disk has no room for what is made.
     #[error(
         "{}: {source}. Converting {} takes up to twice as much there, for the contents and the result: {way_out}",
-        directory.display(), Size(*source_bytes as f64)
+        directory.display(), Size(source_bytes.div_ceil(1_000_000) as f64 * 1e6)
     )]
     Full {
         /// Where there is no room.
@@ -188,7 +188,7 @@ mod tests {
     fn a_disk_without_room_is_told_with_the_way_out() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let told = |error: ConvertError, to_registry| {
-            error.or_full(Path::new("/small"), 180_000_000, to_registry).to_string()
+            error.or_full(Path::new("/small"), 179_400_001, to_registry).to_string()
         };
         let disk = ConvertError::disk("writing", Path::new("a temporary file"))(full());
         let text = told(disk, false);
