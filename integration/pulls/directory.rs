@@ -51,7 +51,7 @@ async fn a_pull_that_has_no_room_says_so_and_leaves_nothing() {
     let layers = [Layer::of("gzip", "below", noise("b", 2 << 20)), Layer::new("zstd", &grows)];
     let grows = push(&server, "grows", &layers);
     blocking(move || {
-        let fits = pull(&small, "1MiB");
+        let fits = pull(&small, "8MiB");
         assert_eq!((&*fits.code, &fits.left[..2]), ("0", "to"), "{}", fits.said);
         for (image, min_free, says) in [
             (&large, "auto", &["needs at least 31", "limits.min_free", "disk/to"][..]),
