@@ -226,11 +226,7 @@ impl Line {
         let resolving = |part: &Arc<Part>| Some((part.begin_resolving()?, Arc::clone(part)));
         if let Some((placed, part)) = parts.parts.iter().find_map(resolving) {
             drop(parts);
-            // A panic is a defect; to the stream it is a part that has to be done serially.
-            let resolved = catch_unwind(AssertUnwindSafe(|| placed.resolve()));
-            part.end(resolved.map_or(State::Ended(Err(Failure::NotDeflate)), |resolved| {
-                State::Made(Made::Resolved(resolved))
-            }));
+            part.end(guarded(|| Ok(State::Made(Made::Resolved(placed.resolve())))));
             return true;
         }
         let Some((part, next)) = self.candidates(&parts).next() else { return false };
@@ -243,16 +239,20 @@ impl Line {
         let run = || {
             let start = part.start().ok_or(Failure::NotDeflate)?;
             let stop = next.start().ok_or(Failure::NotInStep)?;
-            tools.inflater().run(&part.bytes, &next.bytes, (start, stop), promise)
-        };
-        // The same.
-        let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Failure::NotDeflate));
-        if let Ok(inflated) = &result {
+            let inflated =
+                tools.inflater().run(&part.bytes, &next.bytes, (start, stop), promise)?;
             self.note(part.bytes.len(), inflated.count);
-        }
-        part.end(State::Ended(result));
+            Ok(State::Ended(Ok(inflated)))
+        };
+        part.end(guarded(run));
         true
     }
+}
+
+/// What a part's work comes to. A panic is a defect; to the stream it is a part that has to be done serially.
+fn guarded(work: impl FnOnce() -> Result<State, Failure>) -> State {
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Failure::NotDeflate));
+    result.unwrap_or_else(|failure| State::Ended(Err(failure)))
 }
 
 /// A helper is asked for. It keeps nothing of a stream that has gone.

@@ -45,16 +45,18 @@ impl Placed {
         &self.behind
     }
 
+    /// The next of its bytes, with which `crc` goes on.
+    fn next(&mut self, crc: &mut u32) -> Option<Bytes> {
+        let bytes = self.pieces.pop_front()?.resolve(self.before.bytes());
+        *crc = crc32(*crc, &bytes);
+        Some(bytes)
+    }
+
     /// Puts bytes for all markers.
-    pub(super) fn resolve(self) -> Resolved {
-        let (mut crc, mut count) = (0, 0);
-        let resolve = |piece: Piece| {
-            let bytes = piece.resolve(self.before.bytes());
-            crc = crc32(crc, &bytes);
-            count += bytes.len() as u64;
-            bytes
-        };
-        let pieces = self.pieces.into_iter().map(resolve).collect();
+    pub(super) fn resolve(mut self) -> Resolved {
+        let mut crc = 0;
+        let pieces: VecDeque<_> = std::iter::from_fn(|| self.next(&mut crc)).collect();
+        let count = pieces.iter().map(|bytes| bytes.len() as u64).sum();
         Resolved { pieces, crc, count, behind: self.behind }
     }
 }
@@ -77,7 +79,7 @@ pub(super) enum Made {
 impl Made {
     pub(super) fn behind(&self) -> &Known {
         match self {
-            Self::Placed(placed) => &placed.behind,
+            Self::Placed(placed) => placed.behind(),
             Self::Resolved(resolved) => &resolved.behind,
         }
     }
@@ -86,11 +88,7 @@ impl Made {
     /// that was resolved elsewhere it is that with all of the part from its first bytes on.
     pub(super) fn next(&mut self, crc: &mut u32) -> Option<Bytes> {
         match self {
-            Self::Placed(placed) => {
-                let bytes = placed.pieces.pop_front()?.resolve(placed.before.bytes());
-                *crc = crc32(*crc, &bytes);
-                Some(bytes)
-            }
+            Self::Placed(placed) => placed.next(crc),
             Self::Resolved(resolved) => {
                 let bytes = resolved.pieces.pop_front()?;
                 let count = std::mem::take(&mut resolved.count);
