@@ -15,7 +15,7 @@ use super::written::Written;
 use super::{ConvertError, Converted, Options, compare, document, puller, recompress};
 use crate::image::{BlobDigest, Compression};
 use crate::layout::Staging;
-use crate::model::Load;
+use crate::model::{Load, Prediction};
 
 /// What is done with one platform's image.
 pub(super) struct Task<'a> {
@@ -31,8 +31,8 @@ pub(super) struct Task<'a> {
 struct Made {
     layers: Vec<Written>,
     planned: Vec<u64>,
-    /// The source's layers as the model sees them.
-    source: Vec<Load>,
+    /// How a pull of the source is expected to go.
+    before: Prediction,
     config: Vec<u8>,
     entries: usize,
     hidden_bytes: u64,
@@ -64,7 +64,7 @@ impl Task<'_> {
         let converted = Converted {
             platform: document::platform(&self.image.config),
             manifest: digest,
-            before: puller.predict(&made.source, self.source_compression()),
+            before: made.before,
             after: puller.predict(&loads, self.options.codec.compression),
             layers: made.layers,
             planned: made.planned,
@@ -94,11 +94,11 @@ impl Task<'_> {
             read_all(&staged, None, threads, progress)?;
         }
         let source = layers.iter().zip(&image.layers);
+        let source: Vec<Load> =
+            source.map(|(l, own)| puller::load(&Written { size: own.size, ..*l })).collect();
         Ok(Made {
             planned: image.layers.iter().map(|layer| layer.size).collect(),
-            source: source
-                .map(|(l, own)| puller::load(&Written { size: own.size, ..*l }))
-                .collect(),
+            before: self.before(&source),
             config: image.config.clone(),
             entries: layers.iter().map(|l| usize::try_from(l.entries).unwrap_or(0)).sum(),
             hidden_bytes: 0,
@@ -147,7 +147,9 @@ impl Task<'_> {
             arranged.layers.clear();
             arranged.plans.clear();
         }
-        self.tell(&arranged, &source);
+        let plan = self.plan(&arranged, &source);
+        // Before the long work begins.
+        progress.tell(plan.clone());
         progress.enter(Phase::Write, arranged.plans.iter().map(|layer| layer.bytes).sum());
         let new = &arranged.layers;
         let written =
@@ -161,13 +163,11 @@ impl Task<'_> {
             let reason = "its configuration is no JSON object".to_owned();
             ConvertError::Name { name: "the image".to_owned(), reason }
         })?;
-        let planned = layers[..kept].iter().map(|layer| layer.size);
-        let planned = planned.chain(arranged.plans.iter().map(|plan| plan.compressed)).collect();
         let written = base.content_bytes + arranged.content + arranged.deduplicated;
         Ok(Made {
             layers,
-            planned,
-            source,
+            planned: plan.layers,
+            before: plan.before,
             config,
             entries: walked.len(),
             hidden_bytes: tree.content_bytes.saturating_sub(written),
@@ -175,9 +175,9 @@ impl Task<'_> {
         })
     }
 
-    /// Says what is planned, before the long work begins.
+    /// What is about to be written.
     #[allow(clippy::cast_precision_loss, reason = "sizes of layers are below 2^53")]
-    fn tell(&self, arranged: &Arranged, source: &[Load]) {
+    fn plan(&self, arranged: &Arranged, source: &[Load]) -> Planned {
         let new = arranged.plans.iter().zip(&arranged.layers).map(|(plan, items)| Load {
             bytes: plan.compressed as f64,
             unpacked: plan.bytes as f64,
@@ -185,19 +185,19 @@ impl Task<'_> {
             extract: None,
         });
         let loads: Vec<Load> = source[..self.kept].iter().cloned().chain(new).collect();
-        let puller = &self.options.puller;
         let kept = self.image.layers[..self.kept].iter().map(|layer| layer.size);
-        self.progress.tell(Planned {
+        Planned {
             layers: kept.chain(arranged.plans.iter().map(|plan| plan.compressed)).collect(),
-            before: puller.predict(source, self.source_compression()),
-            after: puller.predict(&loads, self.options.codec.compression),
-        });
+            before: self.before(source),
+            after: self.options.puller.predict(&loads, self.options.codec.compression),
+        }
     }
 
-    /// How the largest of the source's layers is compressed.
-    fn source_compression(&self) -> Compression {
+    /// How a pull of the source is expected to go, whose largest layer says how all are compressed.
+    fn before(&self, source: &[Load]) -> Prediction {
         let largest = self.image.layers.iter().max_by_key(|layer| layer.size);
-        largest.map_or(Compression::None, |layer| layer.compression)
+        let compression = largest.map_or(Compression::None, |layer| layer.compression);
+        self.options.puller.predict(source, compression)
     }
 
     /// Reads the written layers again and compares what they make with `tree`.
