@@ -62,6 +62,12 @@ class Disk:
             say(f"writing a disk of {size // GIB} GiB")
             run("dd", "if=/dev/zero", f"of={self.file}", "bs=4M", f"count={size >> 22}", "conv=fsync", "status=none")
 
+    @classmethod
+    def for_images(cls, directory, images, spare=GIB // 2):
+        """Large enough for each of them by any way: overlayfs keeps blobs and trees; small files occupy whole blocks, and the
+        file system wants something for itself."""
+        return cls(directory, max(image.compressed + image.unpacked * 5 // 4 for image in images) + spare)
+
     def __enter__(self):
         options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard"
         run("mkfs.ext4", "-q", "-F", "-E", options, self.file)

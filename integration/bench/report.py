@@ -87,6 +87,11 @@ def share(value):
     return "" if value is None else f"{value:.2f}"
 
 
+def spread(seconds):
+    """The median of some runs, and how they lie about it."""
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f}; {len(seconds)})"
+
+
 def table(head, lines):
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return ["", *("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])] if lines else []
