@@ -25,14 +25,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-pub(crate) use containerd::{Containerd, Generation};
+use containerd::NO_PAUSE;
+pub(crate) use containerd::{Containerd, Generation, Settings};
 pub(crate) use hoistd::Hoistd;
 pub(crate) use registry::Registry;
 pub(crate) use scratch::Scratch;
 pub(crate) use skipped::{loudly, skipped};
-
-/// A pause image for those that run no pod.
-const NO_PAUSE: &str = "registry.invalid/pause:none";
 
 /// The directory of the test bed, prepared; `None` where that cannot be done on this machine.
 fn bed() -> Option<&'static Path> {
@@ -123,7 +121,7 @@ impl House {
         test: &str,
     ) -> Option<Containerd> {
         let inside = |program: &Path| link.inside(&program.display().to_string());
-        self.begin(Generation::Two, "cl", hoistd, test, [NO_PAUSE, ""], inside)
+        self.begin(Generation::Two, "cl", hoistd, test, Settings::default(), inside)
     }
 
     /// The same as [`Self::containerd`], with the image that holds a pod's namespaces.
@@ -135,7 +133,8 @@ impl House {
         pause: &str,
     ) -> Option<Containerd> {
         let here = |program: &Path| Command::new(program);
-        self.begin(generation, generation.short(), hoistd, test, [pause, ""], here)
+        let settings = Settings { pause, ..Settings::default() };
+        self.begin(generation, generation.short(), hoistd, test, settings, here)
     }
 
     /// A containerd 2.x with these lines behind its configuration, one that knows another snapshotter beside hoist.
@@ -146,18 +145,18 @@ impl House {
         test: &str,
     ) -> Option<Containerd> {
         let here = |program: &Path| Command::new(program);
-        self.begin(Generation::Two, "c2", hoistd, test, [NO_PAUSE, lines], here)
+        let settings = Settings { lines, ..Settings::default() };
+        self.begin(Generation::Two, Generation::Two.short(), hoistd, test, settings, here)
     }
 
-    /// Starts a containerd in the directory `home` of the scratch, as `run` runs a program; `words` are its pause image and
-    /// what stands behind its configuration.
+    /// Starts a containerd in the directory `home` of the scratch, as `run` runs a program.
     fn begin(
         &self,
         generation: Generation,
         home: &str,
         hoistd: &Hoistd,
         test: &str,
-        words: [&str; 2],
+        settings: Settings<'_>,
         run: impl FnOnce(&Path) -> Command,
     ) -> Option<Containerd> {
         let programs = self.bed.join(generation.directory()).join("bin");
@@ -168,7 +167,7 @@ impl House {
         }
         let (home, registry) = (self.scratch.path().join(home), &self.registry);
         let program = run(&program);
-        Some(Containerd::start(program, generation, &programs, &home, hoistd, registry, words))
+        Some(Containerd::start(program, generation, &programs, &home, hoistd, registry, settings))
     }
 }
 
@@ -181,6 +180,17 @@ pub(crate) fn docker_programs(test: &str) -> Option<[PathBuf; 2]> {
         skipped(test, "no Docker could be had from Debian's testing suite");
     }
     there.then_some(programs)
+}
+
+/// The directory with a package ("deb", "rpm", "tar") of the programs of this test run, compressed in haste.
+pub(crate) fn packages(kind: &str) -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packages-{kind}"));
+    let programs = Path::new(env!("CARGO_BIN_EXE_hoist")).parent().expect("it is in a directory");
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut build = Command::new(checkout.join("integration/packages/build"));
+    build.env("HOIST_PACKAGE_LEVEL", "1").env("HOIST_PACKAGE_KINDS", kind);
+    must(build.arg(programs).arg(&out));
+    out
 }
 
 /// A port of loopback that nobody listens on now.

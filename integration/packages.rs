@@ -33,19 +33,10 @@ fn downloaded(root: &Path) -> PathBuf {
     copy
 }
 
-/// A package of the programs of this test run, compressed in haste.
+/// The `.deb` of this build.
 fn made() -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    let make = || {
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
-        let programs = Path::new(env!("CARGO_BIN_EXE_hoist")).parent().unwrap();
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut build = Command::new(checkout.join("integration/packages/build"));
-        build.env("HOIST_PACKAGE_LEVEL", "1").env("HOIST_PACKAGE_KINDS", "deb");
-        must(build.arg(programs).arg(&out));
-        out
-    };
-    MADE.get_or_init(make).clone()
+    MADE.get_or_init(|| harness::packages("deb")).clone()
 }
 
 /// The same package with another version.

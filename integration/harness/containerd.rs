@@ -52,9 +52,25 @@ pub(crate) struct Containerd {
     daemon: Daemon,
 }
 
+/// A pause image for those that run no pod.
+pub(crate) const NO_PAUSE: &str = "registry.invalid/pause:none";
+
+/// What a test's containerd has otherwise than others.
+pub(crate) struct Settings<'a> {
+    /// The image that holds a pod's namespaces.
+    pub(crate) pause: &'a str,
+    /// What stands behind its configuration.
+    pub(crate) lines: &'a str,
+}
+
+impl Default for Settings<'_> {
+    fn default() -> Self {
+        Self { pause: NO_PAUSE, lines: "" }
+    }
+}
+
 impl Containerd {
-    /// Starts `command`, which runs containerd, with everything of it below `home`; its pause image, and what stands behind
-    /// its configuration.
+    /// Starts `command`, which runs containerd, with everything of it below `home`.
     pub(crate) fn start(
         mut command: Command,
         generation: Generation,
@@ -62,13 +78,13 @@ impl Containerd {
         home: &Path,
         hoistd: &Hoistd,
         registry: &Registry,
-        [pause, lines]: [&str; 2],
+        wanted: Settings<'_>,
     ) -> Self {
         std::fs::create_dir_all(home).expect("the scratch directory is writable");
         let settings = home.join("config.toml");
         let text =
             configuration(generation, home, &hoistd.socket(), &hoistd.root(), registry.hosts());
-        let text = text.replace("@PAUSE@", pause) + lines;
+        let text = text.replace("@PAUSE@", wanted.pause) + wanted.lines;
         std::fs::write(&settings, text).expect("the scratch directory is writable");
         let path = std::env::var("PATH").unwrap_or_default();
         command.arg("--config").arg(&settings);

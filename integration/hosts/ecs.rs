@@ -32,12 +32,7 @@ async fn ecs_user_data_puts_hoist_under_docker_before_the_agent() {
         "etc/systemd/system/boot.target",
         "[Unit]\nWants=ecs.service cloud-final.service\n",
     );
-    write(&root, "usr/libexec/ecs-init", ECS_INIT);
-    std::fs::set_permissions(
-        root.join("usr/libexec/ecs-init"),
-        std::fs::Permissions::from_mode(0o755),
-    )
-    .unwrap();
+    script(&root, "usr/libexec/ecs-init", ECS_INIT);
     std::fs::create_dir_all(root.join("var/cache/ecs")).unwrap();
     std::fs::write(root.join("var/cache/ecs/ecs-agent.tar"), saved(&program, AGENT)).unwrap();
     tokio::task::block_in_place(|| {

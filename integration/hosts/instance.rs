@@ -123,18 +123,13 @@ fn set(script: &str, values: &[(&str, &str)]) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The tarball of this build, compressed in haste.
+/// The tarball of this build.
 fn tarball() -> Vec<u8> {
     static MADE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
     let make = || {
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tarball");
-        let programs = Path::new(env!("CARGO_BIN_EXE_hoist")).parent().unwrap();
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut build = Command::new(checkout.join("integration/packages/build"));
-        build.env("HOIST_PACKAGE_LEVEL", "1").env("HOIST_PACKAGE_KINDS", "tar");
-        must(build.arg(programs).arg(&out));
-        let files = std::fs::read_dir(&out).unwrap().flatten().map(|file| file.path());
-        let file = files.into_iter().find(|file| file.to_string_lossy().ends_with(".tar.gz"));
+        let files = std::fs::read_dir(harness::packages("tar")).unwrap().flatten();
+        let mut files = files.map(|file| file.path());
+        let file = files.find(|file| file.to_string_lossy().ends_with(".tar.gz"));
         std::fs::read(file.expect("it was made")).unwrap()
     };
     MADE.get_or_init(make).clone()
@@ -185,6 +180,12 @@ fn write(root: &Path, path: &str, text: &str) {
     std::fs::write(path, text).unwrap();
 }
 
+/// One that root runs.
+fn script(root: &Path, path: &str, text: &str) {
+    write(root, path, text);
+    std::fs::set_permissions(root.join(path), std::fs::Permissions::from_mode(0o700)).unwrap();
+}
+
 fn replace(root: &Path, path: &str, with: &Path) {
     let path = root.join(path);
     let _ = std::fs::remove_file(&path);
@@ -195,9 +196,6 @@ fn replace(root: &Path, path: &str, with: &Path) {
 const CLOUD_FINAL: &str = "[Unit]\nAfter=network-online.target\n[Service]\nType=oneshot\n\
     ExecStart=/bin/bash /var/lib/cloud/instance/scripts/part-001\n[Install]\nWantedBy=multi-user.target\n";
 
-fn user_data(machine: &Machine, script: &str) {
-    let path = "var/lib/cloud/instance/scripts/part-001";
-    write(&machine.root, path, script);
-    let mode = std::fs::Permissions::from_mode(0o700);
-    std::fs::set_permissions(machine.root.join(path), mode).unwrap();
+fn user_data(machine: &Machine, text: &str) {
+    script(&machine.root, "var/lib/cloud/instance/scripts/part-001", text);
 }
