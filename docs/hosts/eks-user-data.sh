@@ -1,5 +1,5 @@
 #!/bin/bash
-# User data for an EKS node on Amazon Linux 2023, as the shell part of nodeadm's multi-part document (storage.md has one whole).
+# User data for an EKS node on Amazon Linux 2023, as the shell part of nodeadm's multi-part document (eks.md has one whole).
 # nodeadm writes containerd's configuration before this runs, and starts containerd and the kubelet after it. Set the two values;
 # a configuration of yours goes to /etc/hoist/hoist.toml before install_hoist. It may run again.
 # docs/hosts/README.md says what of this was run and what was not.

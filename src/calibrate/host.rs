@@ -212,7 +212,7 @@ impl Probe {
         let mut decoder =
             compression::decoder(compression, pieces, Resources::serial()).map_err(failed)?;
         let (mut out, mut seconds) = (Vec::new(), 0.0);
-        // One for all, as in a pull: the first touch of fresh memory costs as much as a third of inflating into it.
+        // One for all, as in a pull: the first touch of fresh memory is no part of decompressing.
         let mut buffer = vec![0; 256 << 10];
         loop {
             let began = Instant::now();
