@@ -1,7 +1,8 @@
 //! What this host and its link can do, measured with a layer of an image.
 //!
 //! A part of the layer is fetched over one connection and then over many; what came is decompressed and
-//! hashed by one thread, and the disk is given a large file and many small ones. From that follow the rates
+//! hashed by one thread, and the disk is given a large file and many small ones. All but the first is done three times, by
+//! turns, and the medians count: a host that others are on is not as fast in one second as in the next. From them follow the rates
 //! of the model (`docs/model.md`, [`super::costs`]): what one core takes in when it does all of the chain, and
 //! what the chain takes in when its stages have a thread each. How much slower containerd's own decoders are
 //! is not measured, but taken from what was measured once.
@@ -28,10 +29,15 @@ use crate::units::{Rate, Seconds, Size};
 use crate::unpack::UnpackError;
 
 use super::costs::Costs;
-use super::written;
+use super::median;
+use super::written::{self, Written};
 
-/// Bytes that are fetched for a rate, at most: some seconds on a usual link.
+/// How often each work is measured.
+const ROUNDS: usize = 3;
+
+/// Bytes that are fetched for a rate, at most, and seconds, where what is decompressed is there by then.
 const FETCHED_BYTES_MOST: u64 = 256 << 20;
+const FETCHED_SECONDS_MOST: f64 = 4.0;
 
 /// Compressed bytes that are kept and decompressed, at most.
 const SAMPLE_BYTES_MOST: usize = 64 << 20;
@@ -131,39 +137,70 @@ pub fn calibrate(probe: &Probe, name: &str) -> Result<Profile, CalibrateError> {
         return Err(CalibrateError::Small { size: probe.size, least: LAYER_BYTES_LEAST });
     }
     let one = probe.fetch(1)?;
-    let many = probe.fetch(CONNECTIONS)?;
-    let (mut decoded, mut out) = probe.decompress(probe.compression, &one.sample)?;
     let mut sample = one.sample.clone();
     if probe.pulled != probe.compression {
+        let (_, out) = probe.decompress(probe.compression, &sample)?;
         sample = recompressed(&out, probe.pulled).map_err(|source| CalibrateError::Decompress {
             blob: probe.blob,
             source: CompressionError::Input(source),
         })?;
-        (decoded, out) = probe.decompress(probe.pulled, &sample)?;
     }
-    let expansion = length(&out) / length(&sample).max(1.0);
-    let hash = hash(&sample);
-    let disk = |source| CalibrateError::Disk { path: probe.directory.clone(), source };
-    let home = probe.directory.join(format!(".hoist-calibrate-{}", std::process::id()));
-    std::fs::create_dir(&home).map_err(disk)?;
-    let written = written::measure(&home, probe.images);
-    // Whatever came of it; what stays is only a directory with a name that says whose it is.
-    let _ = std::fs::remove_dir_all(&home);
-    let written = written?;
+    let rounds: Vec<Round> =
+        (0..ROUNDS).map(|_| probe.round(&sample)).collect::<Result<_, _>>()?;
+    let usual = |of: fn(&Round) -> f64| median(rounds.iter().map(of).collect()).unwrap_or(0.0);
     let costs = Costs {
         compression: probe.pulled,
-        fetch: many.busy,
-        decompress: decoded,
-        expansion,
-        hash,
-        write: written.byte,
-        file: written.file,
-        plain_file: written.plain_file,
+        fetch: usual(|round| round.many.busy),
+        decompress: usual(|round| round.decompress),
+        expansion: usual(|round| round.expansion),
+        hash: usual(|round| round.hash),
+        write: usual(|round| round.written.byte),
+        file: usual(|round| round.written.file),
+        plain_file: usual(|round| round.written.plain_file),
     };
-    Ok(probe.profile(name, [&one, &many], &costs, written.disk))
+    let link = Seen {
+        one: one.rate,
+        many: usual(|round| round.many.rate),
+        first_byte: usual(|round| round.many.first_byte).min(one.first_byte),
+        disk: usual(|round| round.written.disk),
+    };
+    Ok(probe.profile(name, &link, &costs))
+}
+
+/// What was measured once, one work after the other.
+struct Round {
+    many: Fetched,
+    decompress: f64,
+    expansion: f64,
+    hash: f64,
+    written: Written,
+}
+
+/// What is no cost of a core: bytes a second over one connection, over many and onto the disk, and seconds before the first.
+struct Seen {
+    one: f64,
+    many: f64,
+    first_byte: f64,
+    disk: f64,
 }
 
 impl Probe {
+    /// All works but the fetch over one connection, with these compressed bytes.
+    fn round(&self, sample: &[Bytes]) -> Result<Round, CalibrateError> {
+        let many = self.fetch(CONNECTIONS)?;
+        let (decompress, out) = self.decompress(self.pulled, sample)?;
+        let expansion = length(&out) / length(sample).max(1.0);
+        drop(out);
+        let hash = hash(sample);
+        let disk = |source| CalibrateError::Disk { path: self.directory.clone(), source };
+        let home = self.directory.join(format!(".hoist-calibrate-{}", std::process::id()));
+        std::fs::create_dir(&home).map_err(disk)?;
+        let written = written::measure(&home, self.images);
+        // Whatever came of it; what stays is only a directory with a name that says whose it is.
+        let _ = std::fs::remove_dir_all(&home);
+        Ok(Round { many, decompress, expansion, hash, written: written? })
+    }
+
     fn fetch(&self, connections: u32) -> Result<Fetched, CalibrateError> {
         let failed = |source| CalibrateError::Fetch { blob: self.blob, source: Box::new(source) };
         let count = connections as usize;
@@ -188,7 +225,9 @@ impl Probe {
                 // Copied: the piece's memory is the fetch's, and is waited for.
                 sample.push(Bytes::copy_from_slice(&piece));
             }
-            if bytes >= FETCHED_BYTES_MOST {
+            let enough = connections > 1 || kept >= SAMPLE_BYTES_MOST;
+            let late = enough && began.elapsed().as_secs_f64() >= FETCHED_SECONDS_MOST;
+            if late || bytes >= FETCHED_BYTES_MOST {
                 break;
             }
         }
@@ -230,18 +269,17 @@ impl Probe {
         Ok((seconds.max(1e-6) / length(sample).max(1.0), out))
     }
 
-    fn profile(&self, name: &str, [one, many]: [&Fetched; 2], costs: &Costs, disk: f64) -> Profile {
-        let latency = one.first_byte.min(many.first_byte);
+    fn profile(&self, name: &str, seen: &Seen, costs: &Costs) -> Profile {
         #[allow(clippy::cast_precision_loss, reason = "a few megabytes")]
         let piece = Size(self.chunk_bytes as f64);
         let rates = Rates {
-            download: Rate::measured(one.rate.max(many.rate)),
+            download: Rate::measured(seen.one.max(seen.many)),
             // One that is as fast as many is not what limits.
-            per_connection: (one.rate < many.rate * 0.9).then(|| Rate::measured(one.rate)),
+            per_connection: (seen.one < seen.many * 0.9).then(|| Rate::measured(seen.one)),
             connections: CONNECTIONS,
             cores: self.cores.max(1),
-            disk: Some(Rate::measured(disk)),
-            latency: Seconds((latency * 1e3).round() / 1e3),
+            disk: Some(Rate::measured(seen.disk)),
+            latency: Seconds((seen.first_byte * 1e3).round() / 1e3),
             piece,
             ..costs.rates()
         };
