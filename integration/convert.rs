@@ -89,7 +89,7 @@ fn containerds_own_images_are_a_source() {
     let Some(house) = House::open(name) else { return };
     let hoistd = house.hoistd("");
     let Some(containerd) = house.containerd(Generation::Two, &hoistd, name) else { return };
-    let image = house.registry.image("tree:gzip");
+    let image = house.registry.image("odd:gzip");
     containerd.pull_reference(&image);
     let socket = containerd.socket().display().to_string();
     let its = ["--containerd-address", &socket, "--containerd-namespace", REFERENCE, "--quiet"];
@@ -111,7 +111,7 @@ fn containerds_own_images_are_a_source() {
 #[test]
 fn a_full_disk_is_said_and_left_clean() {
     let Some(house) = House::open("a_full_disk_is_said_and_left_clean") else { return };
-    let image = house.registry.image("python:gzip");
+    let image = house.registry.image("debian:gzip");
     let home = house.scratch.path();
     let file = home.join("small.ext4");
     must(Command::new("truncate").args(["-s", "24M"]).arg(&file));

@@ -60,10 +60,10 @@ impl Client<'_> {
     }
 }
 
-/// An index of two images in an empty registry: the `tree` for amd64, the `odd` one for arm64.
+/// An index of two images in an empty registry: the `debian` for amd64, the `odd` one for arm64.
 fn index(house: &House, registry: &Registry) -> String {
     let mut manifests = Vec::new();
-    for (image, architecture) in [("tree:gzip", "amd64"), ("odd:gzip", "arm64")] {
+    for (image, architecture) in [("debian:gzip", "amd64"), ("odd:gzip", "arm64")] {
         let (from, to) = (house.registry.image(image), registry.image("app:one"));
         let copy =
             ["--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false"];

@@ -1,4 +1,5 @@
-//! Pushes that go wrong: connections that break in the middle, registries that refuse.
+//! Pushes that go wrong: connections that break in the middle, registries that refuse. Of the smallest image: what is pushed
+//! is not what this is about.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -145,24 +146,24 @@ fn a_push_goes_on_after_breaks_and_sends_nothing_twice() {
     let name = "a_push_goes_on_after_breaks_and_sends_nothing_twice";
     let Some(house) = House::open(name) else { return };
     let registry = house.empty_registry();
-    let source = house.registry.image("python:gzip");
+    let source = house.registry.image("debian:gzip");
     let proxy = Proxy::start(registry.address(), Fault::Break(3 << 20, 3));
-    let result = format!("{}/fast/python:v1", proxy.address);
+    let result = format!("{}/fast/debian:v1", proxy.address);
     must(&mut hoist(&house, &["convert", &source, &result, "--layers", "2", "--quiet"]));
     assert!(proxy.count("PATCH") > 3, "{:?}", proxy.seen.lock().unwrap());
     assert_eq!(proxy.breaks_left(), 0, "all three breaks have happened");
     // By the registry itself, whole and verified.
-    let direct = format!("{}/fast/python:v1", registry.address());
+    let direct = format!("{}/fast/debian:v1", registry.address());
     let read = ["convert", &direct, "oci:unused", "--keep-layers", "--quiet"];
     must(hoist(&house, &read).current_dir(house.scratch.path()));
     // A second time everything is there; from another repository it is mounted.
     let again = Proxy::start(registry.address(), Fault::None);
-    let result = format!("{}/fast/python:v2", again.address);
+    let result = format!("{}/fast/debian:v2", again.address);
     must(&mut hoist(&house, &["convert", &source, &result, "--layers", "2", "--quiet"]));
     assert_eq!((again.count("PATCH"), again.count("POST")), (0, 0));
     // The base is read through the same address, so that the registry is one and the same.
-    let base = format!("{}/fast/python:v1", again.address);
-    let mounted = format!("{}/other/python:v1", again.address);
+    let base = format!("{}/fast/debian:v1", again.address);
+    let mounted = format!("{}/other/debian:v1", again.address);
     let onto = ["convert", &base, &mounted, "--keep-base", &base, "--quiet"];
     must(&mut hoist(&house, &onto));
     let seen = again.seen();
@@ -180,7 +181,7 @@ fn a_registry_that_takes_no_chunks_gets_blobs_whole() {
     let refusal =
         "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     let proxy = Proxy::start(registry.address(), Fault::Answer("PATCH", refusal));
-    let (source, result) = (house.registry.image("tree:gzip"), format!("{}/a:b", proxy.address));
+    let (source, result) = (house.registry.image("debian:gzip"), format!("{}/a:b", proxy.address));
     must(&mut hoist(&house, &["convert", &source, &result, "--dedupe", "off", "--quiet"]));
     let direct = format!("{}/a:b", registry.address());
     must(&mut hoist(&house, &["diff", &source, &direct, "--quiet"]));
@@ -194,7 +195,7 @@ fn a_refused_manifest_is_told_in_words_and_leaves_no_tag() {
     let registry = house.empty_registry();
     let refusal = "HTTP/1.1 415 Unsupported Media Type\r\nContent-Length: 16\r\nConnection: close\r\n\r\nMANIFEST_INVALID";
     let proxy = Proxy::start(registry.address(), Fault::Answer("PUT /v2/a/manifests", refusal));
-    let (source, result) = (house.registry.image("tree:gzip"), format!("{}/a:b", proxy.address));
+    let (source, result) = (house.registry.image("debian:gzip"), format!("{}/a:b", proxy.address));
     let output = hoist(&house, &["convert", &source, &result, "--quiet"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{text}");
