@@ -5,8 +5,10 @@
 //! made in the text, so that comments, order and layout stay. [`Plan::apply`] writes them, lets the program itself check
 //! the result, and puts everything back where it complains.
 //!
-//! What was there before is kept beside the file (`config.toml.before-hoist`), once. [`undo`](docker::undo) puts it back
-//! byte for byte if nobody has touched the file since, and else takes out only what hoist put in.
+//! What was there before is kept beside the file (`config.toml.before-hoist`): the newest text that had nothing of hoist's. So
+//! an installation into a file that somebody else has written anew (nodeadm at a boot, say) keeps that one, and an
+//! installation into one that was edited with hoist in it keeps what was kept. [`undo`](docker::undo) puts it back byte
+//! for byte if nobody has touched the file since, and else takes out only what hoist put in.
 
 pub mod containerd;
 pub mod docker;
@@ -87,11 +89,18 @@ pub struct Change {
     pub before: Option<String>,
     /// What shall be in it.
     pub after: Option<String>,
+    /// What is in it has nothing of hoist's: it is what is to come back, whatever was kept before.
+    pub without_hoist: bool,
 }
 
 impl Change {
     fn new(path: &Path, before: Option<&str>, after: Option<String>) -> Self {
-        Self { path: path.to_owned(), before: before.map(str::to_owned), after }
+        let before = before.map(str::to_owned);
+        Self { path: path.to_owned(), before, after, without_hoist: false }
+    }
+
+    fn of_a_file_without_hoist(self, without_hoist: bool) -> Self {
+        Self { without_hoist, ..self }
     }
 
     /// The difference, in the unified form that `diff -u` and `patch` know; empty where there is none.

@@ -82,6 +82,7 @@ pub fn plan(facts: &Facts, who: For) -> Result<Vec<Change>, InstallError> {
             facts.path.display()
         )));
     }
+    let without_hoist = !has_hoist(&main, facts);
     let mut own = parsed(&facts.drop_in_path(), facts.drop_in.as_deref().unwrap_or(HEADER))?;
     if main.contains_key("version") {
         own["version"] = value(format);
@@ -101,7 +102,8 @@ pub fn plan(facts: &Facts, who: For) -> Result<Vec<Change>, InstallError> {
     }
     import(&mut main, facts);
     Ok(vec![
-        Change::new(&facts.path, facts.text.as_deref(), Some(main.to_string())),
+        Change::new(&facts.path, facts.text.as_deref(), Some(main.to_string()))
+            .of_a_file_without_hoist(without_hoist),
         Change::new(&facts.drop_in_path(), facts.drop_in.as_deref(), Some(own.to_string())),
     ])
 }
@@ -143,11 +145,7 @@ pub fn written_for(drop_in: &str) -> (u64, u64) {
 pub fn serves_others(drop_in: &str, main: &str) -> bool {
     let document = |text: &str| text.parse::<DocumentMut>().unwrap_or_default();
     let (own, main) = (document(drop_in), document(main));
-    own.contains_key("plugins")
-        || CRI.iter().any(|(plugin, tables)| {
-            let found = lookup(&main, &path_of(plugin, tables, "snapshotter"));
-            found.and_then(Item::as_str) == Some(SNAPSHOTTER)
-        })
+    own.contains_key("plugins") || CRI.into_iter().any(|cri| is_chosen(&main, cri))
 }
 
 /// CRI's plugin and the table of its keys, by format 3 and by format 2.
@@ -225,9 +223,11 @@ fn plugins(facts: &Facts, format: i64) -> Vec<(&'static str, Setter)> {
     if facts.version.0 >= 2 { vec![cri, (TRANSFER, unpack_config)] } else { vec![cri] }
 }
 
+const CRI_KEYS: [&str; 2] = ["snapshotter", "disable_snapshot_annotations"];
+
 fn cri_keys(document: &mut DocumentMut, (plugin, tables): (&str, &[&str])) {
-    set(document, &path_of(plugin, tables, "snapshotter"), SNAPSHOTTER);
-    set(document, &path_of(plugin, tables, "disable_snapshot_annotations"), false);
+    set(document, &path_of(plugin, tables, CRI_KEYS[0]), SNAPSHOTTER);
+    set(document, &path_of(plugin, tables, CRI_KEYS[1]), false);
 }
 
 /// Entries replace the built-in one, so overlayfs gets one too where there is none at all.
@@ -241,9 +241,6 @@ fn unpack_config(document: &mut DocumentMut, facts: &Facts) {
         entry["snapshotter"] = value(snapshotter);
         entry["differ"] = value("walking");
         entry
-    };
-    let is_ours = |item: &dyn toml_edit::TableLike| {
-        item.get("snapshotter").and_then(Item::as_str) == Some(SNAPSHOTTER)
     };
     match table.get_mut("unpack_config") {
         Some(Item::ArrayOfTables(entries)) => {
@@ -264,6 +261,11 @@ fn unpack_config(document: &mut DocumentMut, facts: &Facts) {
             table.insert("unpack_config", Item::ArrayOfTables(entries));
         }
     }
+}
+
+/// Whether an entry of `unpack_config` is for hoist.
+fn is_ours(entry: &dyn toml_edit::TableLike) -> bool {
+    entry.get("snapshotter").and_then(Item::as_str) == Some(SNAPSHOTTER)
 }
 
 /// A plugin's table in a file that comes after ours would replace what we set.
@@ -295,6 +297,27 @@ fn import(document: &mut DocumentMut, facts: &Facts) {
     }
 }
 
+/// Whether anything in it is ours: the import, or a key that only an earlier installation set so.
+fn has_hoist(main: &DocumentMut, facts: &Facts) -> bool {
+    let own = facts.drop_in_path().display().to_string();
+    let imports = main.get("imports").and_then(Item::as_array);
+    imports.is_some_and(|imports| imports.iter().any(|entry| entry.as_str() == Some(&own)))
+        || CRI.into_iter().any(|cri| is_chosen(main, cri))
+        || lookup(main, &["plugins", TRANSFER, "unpack_config"]).is_some_and(|entries| {
+            let tables = entries.as_array_of_tables().into_iter().flatten();
+            let array = entries.as_array().into_iter().flatten();
+            let inline = array.filter_map(|entry| entry.as_inline_table());
+            tables.map(|table| table as &dyn toml_edit::TableLike).any(is_ours)
+                || inline.map(|table| table as &dyn toml_edit::TableLike).any(is_ours)
+        })
+}
+
+/// Whether CRI is told to use hoist.
+fn is_chosen(main: &DocumentMut, (plugin, tables): (&str, &[&str])) -> bool {
+    let name = lookup(main, &path_of(plugin, tables, "snapshotter"));
+    name.and_then(Item::as_str) == Some(SNAPSHOTTER)
+}
+
 /// Where the file was edited after us: our keys, and nothing else.
 fn take_out(main: &mut DocumentMut, old: &DocumentMut, facts: &Facts, format: i64) {
     let own = facts.drop_in_path().display().to_string();
@@ -305,7 +328,9 @@ fn take_out(main: &mut DocumentMut, old: &DocumentMut, facts: &Facts, format: i6
         }
     }
     let (plugin, tables) = if format >= 3 { CRI[0] } else { CRI[1] };
-    for key in ["snapshotter", "disable_snapshot_annotations"] {
+    // Where somebody has chosen another snapshotter since, both keys are theirs.
+    let keys: &[_] = if is_chosen(main, (plugin, tables)) { &CRI_KEYS } else { &[] };
+    for &key in keys {
         let path = path_of(plugin, tables, key);
         let before = lookup(old, &path).and_then(Item::as_value).cloned();
         match (lookup(main, &path).is_some(), before) {
@@ -318,14 +343,9 @@ fn take_out(main: &mut DocumentMut, old: &DocumentMut, facts: &Facts, format: i6
     if lookup(main, &["plugins", TRANSFER, "unpack_config"]).is_some() {
         let entries = &mut main["plugins"][TRANSFER]["unpack_config"];
         if let Some(tables) = entries.as_array_of_tables_mut() {
-            tables.retain(|entry| {
-                entry.get("snapshotter").and_then(Item::as_str) != Some(SNAPSHOTTER)
-            });
+            tables.retain(|entry| !is_ours(entry));
         } else if let Some(array) = entries.as_array_mut() {
-            array.retain(|entry| {
-                let name = entry.as_inline_table().and_then(|table| table.get("snapshotter"));
-                name.and_then(Value::as_str) != Some(SNAPSHOTTER)
-            });
+            array.retain(|entry| !entry.as_inline_table().is_some_and(|entry| is_ours(entry)));
         }
     }
 }

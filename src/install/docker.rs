@@ -71,7 +71,8 @@ pub fn plan(facts: &Facts, hide: bool) -> Result<Change, InstallError> {
     if value["storage-driver"] != SNAPSHOTTER {
         after = json::set(&after, &DRIVER, &format!("\"{SNAPSHOTTER}\""));
     }
-    Ok(Change::new(&facts.path, facts.text.as_deref(), Some(after)))
+    let change = Change::new(&facts.path, facts.text.as_deref(), Some(after));
+    Ok(change.of_a_file_without_hoist(value["storage-driver"] != SNAPSHOTTER))
 }
 
 /// The change that takes it back.

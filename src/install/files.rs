@@ -42,7 +42,6 @@ impl Plan {
     /// # Errors
     /// Where a file cannot be written or a program does not accept the result; everything is as before then.
     pub fn apply(&self) -> Result<(), InstallError> {
-        // Copies that an earlier installation made are not this one's to remove.
         let mut copies = Vec::new();
         for (done, change) in self.changes.iter().enumerate() {
             if let Err(source) = self.write(change, &mut copies) {
@@ -66,38 +65,54 @@ impl Plan {
         Ok(())
     }
 
-    fn write(&self, change: &Change, copies: &mut Vec<PathBuf>) -> std::io::Result<()> {
-        let copy = backup_of(&change.path);
+    fn write(&self, change: &Change, copies: &mut Vec<Copy>) -> std::io::Result<()> {
         if let Some(before) = &change.before
             && !self.undo
-            && !copy.exists()
         {
-            replace(&copy, Some(before))?;
-            copies.push(copy);
+            let path = backup_of(&change.path);
+            let kept = match std::fs::read_to_string(&path) {
+                Ok(text) => Some(text),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            let due = kept.as_ref().is_none_or(|kept| change.without_hoist && kept != before);
+            if due {
+                // Whoever may not read the one may not read the other.
+                replace(&path, Some(before), &change.path)?;
+                copies.push(Copy { path, kept });
+            }
         }
-        replace(&change.path, change.after.as_deref())
+        replace(&change.path, change.after.as_deref(), &change.path)
     }
 
-    /// Puts the first `count` changes back, and removes the copies that were made for them.
-    fn back(&self, count: usize, copies: &[PathBuf]) {
+    /// Puts the first `count` changes back, and the copies that were made for them.
+    fn back(&self, count: usize, copies: &[Copy]) {
         for change in &self.changes[..count] {
-            if let Err(error) = replace(&change.path, change.before.as_deref()) {
+            if let Err(error) = replace(&change.path, change.before.as_deref(), &change.path) {
                 tracing::error!(file = %change.path.display(), %error, "cannot be put back");
                 return;
             }
         }
-        for copy in copies {
-            let _ = std::fs::remove_file(copy);
+        for Copy { path, kept } in copies {
+            if let Err(error) = replace(path, kept.as_deref(), path) {
+                tracing::error!(file = %path.display(), %error, "cannot be put back");
+            }
         }
     }
+}
+
+/// A copy that was written, and what an earlier installation had kept there.
+struct Copy {
+    path: PathBuf,
+    kept: Option<String>,
 }
 
 fn differing(changes: Vec<Change>) -> Vec<Change> {
     changes.into_iter().filter(|change| change.before != change.after).collect()
 }
 
-/// Replaces a file at once, with the mode and owner of the old one; or removes it.
-fn replace(path: &Path, text: Option<&str>) -> std::io::Result<()> {
+/// Replaces a file at once, with the mode and owner of `like` where that is there; or removes it.
+fn replace(path: &Path, text: Option<&str>, like: &Path) -> std::io::Result<()> {
     let Some(text) = text else {
         return match std::fs::remove_file(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -114,7 +129,7 @@ fn replace(path: &Path, text: Option<&str>) -> std::io::Result<()> {
     let written = (|| {
         let mut file = std::fs::File::create(&new)?;
         file.write_all(text.as_bytes())?;
-        if let Ok(old) = std::fs::metadata(path) {
+        if let Ok(old) = std::fs::metadata(like) {
             use std::os::unix::fs::MetadataExt as _;
             file.set_permissions(old.permissions())?;
             std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()))?;

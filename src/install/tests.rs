@@ -266,3 +266,100 @@ fn a_plan_is_written_whole_or_not_at_all() {
     super::Plan::uninstall(vec![change("a", Some("new"), "old")]).apply().unwrap();
     assert_eq!((read("a").as_deref(), read("a.before-hoist")), (Some("old"), None));
 }
+
+/// A host's `/etc/containerd`, of a containerd 1.7.
+struct Etc(tempfile::TempDir);
+
+impl Etc {
+    fn read(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.0.path().join(name)).ok()
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(self.0.path().join("config.toml"), text).unwrap();
+    }
+
+    fn facts(&self) -> containerd::Facts {
+        containerd::Facts {
+            path: self.0.path().join("config.toml"),
+            backup: self.read("config.toml.before-hoist"),
+            drop_in: self.read("conf.d/hoist.toml"),
+            ..toml(self.read("config.toml").as_deref(), (1, 7))
+        }
+    }
+
+    fn install(&self, check: &str) -> Result<(), InstallError> {
+        let plan = super::Plan::install(plan_containerd(&self.facts(), For::All)?);
+        plan.checked_by(vec![check.into()]).apply()
+    }
+
+    fn uninstall(&self) {
+        super::Plan::uninstall(undo_containerd(&self.facts()).unwrap()).apply().unwrap();
+        assert_eq!(self.read("config.toml.before-hoist"), None);
+        assert_eq!(self.read("conf.d/hoist.toml"), None);
+    }
+}
+
+#[test]
+fn what_comes_back_is_the_newest_that_had_nothing_of_hoists() {
+    let etc = Etc(tempfile::tempdir().unwrap());
+    let kept = || etc.read("config.toml.before-hoist");
+    etc.write(KEPT);
+    etc.install("true").unwrap();
+    // Somebody writes another one, as nodeadm does after an update of the machine image.
+    let anew = KEPT.replace("pause:3.9", "pause:3.10").replace("\"overlayfs\"", "\"native\"");
+    etc.write(&anew);
+    etc.install("false").unwrap_err();
+    assert_eq!((etc.read("config.toml"), kept().as_deref()), (Some(anew.clone()), Some(KEPT)));
+    etc.install("true").unwrap();
+    assert_eq!(kept().as_deref(), Some(anew.as_str()));
+    // An edit with hoist in it is no such text, even where hoist has to go in again.
+    let hoisted = etc.read("config.toml").unwrap();
+    let edit = "\n[debug]\nlevel = \"debug\"\n";
+    etc.write(&format!("{}{edit}", hoisted.replace("disable_snapshot_annotations = false", "")));
+    etc.install("true").unwrap();
+    assert_eq!(kept().as_deref(), Some(anew.as_str()));
+    etc.uninstall();
+    let back = etc.read("config.toml").unwrap();
+    assert!(back.contains("pause:3.10") && back.contains("level = \"debug\""), "{back}");
+    assert!(back.contains("snapshotter = \"native\"") && !back.contains("hoist"), "{back}");
+
+    // Nobody touches it: byte for byte.
+    etc.write(&anew);
+    etc.install("true").unwrap();
+    etc.uninstall();
+    assert_eq!(etc.read("config.toml").as_deref(), Some(anew.as_str()));
+}
+
+#[test]
+fn what_somebody_has_chosen_instead_of_hoist_stays() {
+    let with = installed(&toml(Some(KEPT), (1, 7)), For::All);
+    let text = with.text.clone().unwrap().replace("\"hoist\" # the default", "\"native\"");
+    let back = undo_containerd(&containerd::Facts { text: Some(text), ..with }).unwrap();
+    let after = back[0].after.clone().unwrap();
+    assert!(after.contains("snapshotter = \"native\""), "{after}");
+    assert!(!after.contains("conf.d/hoist.toml"), "{after}");
+}
+
+#[test]
+fn a_copy_is_for_those_who_may_read_the_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let etc = Etc(tempfile::tempdir().unwrap());
+    etc.write(KEPT);
+    let file = |name: &str| etc.0.path().join(name);
+    std::fs::set_permissions(file("config.toml"), PermissionsExt::from_mode(0o600)).unwrap();
+    etc.install("true").unwrap();
+    let mode = |name: &str| file(name).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("config.toml"), mode("config.toml.before-hoist")), (0o600, 0o600));
+}
+
+/// The same with `daemon.json`.
+#[test]
+fn a_daemon_json_written_anew_is_what_comes_back() {
+    let [first, anew] = [r#"{"debug": true}"#, r#"{"storage-driver": "overlay2", "mtu": 9}"#];
+    let change = plan(&docker(Some(first), None), false).unwrap();
+    assert!(change.without_hoist);
+    let again = plan(&docker(change.after.as_deref(), Some(first)), false).unwrap();
+    assert!(!again.without_hoist);
+    assert!(plan(&docker(Some(anew), Some(first)), false).unwrap().without_hoist);
+}
