@@ -13,6 +13,8 @@ mod forms;
 mod images;
 #[path = "engine/layers.rs"]
 mod layers;
+#[path = "engine/panics.rs"]
+mod panics;
 #[path = "engine/prefetch.rs"]
 mod prefetch;
 #[path = "engine/rig.rs"]

@@ -74,6 +74,12 @@ pub enum FetchError {
     /// The stream had failed or was stopped before; the first error says why.
     #[error("the fetch was stopped: the daemon is going down, or the fetch had failed before")]
     Stopped,
+    /// A task of the fetch panicked.
+    #[error("the fetch panicked: {said}; this is a defect of hoist, please report it with the log")]
+    Panicked {
+        /// Its words.
+        said: String,
+    },
     /// Its [`Canceller`] was used.
     #[error("the fetch was cancelled")]
     Cancelled,

@@ -9,6 +9,7 @@
 //! | 0 | [`budget`] | bytes in flight, reservations; who goes next when something scarce comes free |
 //! | 0 | [`control`] | the messages of hoist's own API, generated from `proto/` |
 //! | 0 | [`metrics`] | the registry of metrics and its label types |
+//! | 0 | [`panics`] | what a thread or task said when it panicked |
 //! | 0 | [`sys`] | system calls and processor instructions, the only `unsafe`, on top of `nix` |
 //! | 0 | [`units`] | sizes, rates and durations as people write them |
 //! | 1 | [`model`] | the arithmetic of a pull: rates in, times and best splits out; pure |
@@ -52,6 +53,7 @@ pub mod listing;
 pub mod metrics;
 pub mod model;
 pub mod otlp;
+pub mod panics;
 pub mod pull;
 pub mod registry;
 pub mod snapshots;

@@ -14,6 +14,7 @@
 
 mod admission;
 mod buffers;
+mod caught;
 mod decode;
 pub mod directory;
 mod error;

@@ -23,12 +23,14 @@
 //! archive implies without naming them are reported, and [`settle`] gives them the lower layers'
 //! metadata.
 
+use std::any::Any;
 use std::io;
 use std::path::PathBuf;
 
 use crate::archive::{ArchiveError, PathError};
 use crate::budget::rate::RateLimit;
 use crate::erofs::ImageError;
+use crate::panics;
 use crate::sys::priority::Priority;
 use crate::sys::space::is_full;
 use crate::timeline::{Blocked, Limit, Phase, Stall};
@@ -227,11 +229,21 @@ pub enum UnpackError {
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
     /// A writer thread ended by a panic; a defect of hoist.
-    #[error("a writer thread ended by a panic; please report it")]
-    Panicked,
+    #[error("a writer panicked: {said}; this is a defect of hoist, please report it with the log")]
+    Panicked {
+        /// Its words.
+        said: String,
+    },
 }
 
 impl UnpackError {
+    /// The error of a thread that ended with this payload.
+    pub(crate) fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let said = panics::said(payload);
+        tracing::error!(said, "a writer panicked");
+        Self::Panicked { said }
+    }
+
     /// Whether the archive itself is to blame, and would be whoever unpacked it.
     pub fn is_bad_archive(&self) -> bool {
         match self {
@@ -242,7 +254,7 @@ impl UnpackError {
             | Self::Tree { .. }
             | Self::Image { .. }
             | Self::NoRoom(_)
-            | Self::Panicked => false,
+            | Self::Panicked { .. } => false,
         }
     }
 
@@ -268,7 +280,7 @@ impl UnpackError {
         | Self::Tree { source, .. }
         | Self::Image { source: ImageError::Io { source, .. }, .. }) = self
         else {
-            return matches!(self, Self::Panicked | Self::NoRoom(_));
+            return matches!(self, Self::Panicked { .. } | Self::NoRoom(_));
         };
         let codes = [libc::EROFS, libc::EIO, libc::ENOMEM, libc::EMFILE, libc::ENFILE];
         is_full(source) || source.raw_os_error().is_some_and(|code| codes.contains(&code))

@@ -9,7 +9,7 @@ use hoist::compression::{Pool, Speculation, WINDOW_BYTES_MAX};
 use hoist::fetch::{Fetcher, Limits};
 use hoist::image::{ImagePlan, Platform};
 use hoist::pull::directory::DirectoryStore;
-use hoist::pull::trees::HeldTree;
+use hoist::pull::trees::{HeldTree, TreeStore};
 use hoist::pull::{Claim, Decompression, PullError, Puller, Settings};
 use hoist::registry::{Registry, Settings as RegistrySettings};
 use hoist::timeline::{History, PullState};
@@ -54,12 +54,29 @@ impl Engine {
         Self::of(connections, stall_timeout, budget_bytes, max_unpacked, Default::default())
     }
 
+    /// Over a directory that is reached through what `through` makes of it.
+    pub(super) fn over(through: impl FnOnce(Arc<DirectoryStore>) -> Arc<dyn TreeStore>) -> Self {
+        Self::build(4, Duration::from_millis(500), 96 << 20, 1 << 30, Default::default(), through)
+    }
+
     fn of(
         connections: usize,
         stall_timeout: Duration,
         budget_bytes: u64,
         max_unpacked: u64,
+        how: (Speculation, RateLimit),
+    ) -> Self {
+        let itself = |store| store as Arc<dyn TreeStore>;
+        Self::build(connections, stall_timeout, budget_bytes, max_unpacked, how, itself)
+    }
+
+    fn build(
+        connections: usize,
+        stall_timeout: Duration,
+        budget_bytes: u64,
+        max_unpacked: u64,
         (speculation, rate): (Speculation, RateLimit),
+        through: impl FnOnce(Arc<DirectoryStore>) -> Arc<dyn TreeStore>,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(DirectoryStore::new(&directory.path().join("to")).unwrap());
@@ -104,7 +121,7 @@ impl Engine {
             registry,
             fetcher,
             budget.clone(),
-            Arc::clone(&store) as _,
+            through(Arc::clone(&store)),
             history.clone(),
             settings,
         );

@@ -65,7 +65,9 @@ pub(super) fn cause(error: &PullError) -> Cause {
         PullError::Registry { source, .. } => of_registry(source),
         PullError::Fetch { source, .. } if !source.is_integrity() => match &**source {
             FetchError::Registry(error) => of_registry(error),
-            FetchError::Stopped | FetchError::Cancelled => Cause::Other,
+            FetchError::Stopped | FetchError::Panicked { .. } | FetchError::Cancelled => {
+                Cause::Other
+            }
         },
         _ => Cause::Other,
     }

@@ -376,6 +376,11 @@ mod tests {
 
     #[test]
     fn other_errors_go_as_configured() {
+        let panicked = PullError::Panicked { what: "x".to_owned(), said: "y".to_owned() };
+        let answer = refusal(&panicked, OnError::Fallback);
+        let ClaimError::Fallback { reason } = answer else { panic!("{answer:?}") };
+        assert!(reason.starts_with("x panicked: y;"), "{reason}");
+        assert!(matches!(refusal(&panicked, OnError::Fail), ClaimError::Failed { .. }));
         let error = PullError::Unsupported {
             layer: BlobDigest(Sha256::of(b"a")),
             media_type: "application/x".to_owned(),

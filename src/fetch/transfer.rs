@@ -1,9 +1,11 @@
 //! The tasks that fetch one blob.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
@@ -13,6 +15,7 @@ use super::window::Window;
 use super::{FetchError, Shared};
 use crate::budget::Permit;
 use crate::budget::turns::Standing;
+use crate::panics;
 use crate::registry::{Backoff, Blob, Body, RegistryError};
 use crate::timeline::{LayerRecorder, Phase, Stall};
 
@@ -62,11 +65,17 @@ struct LastWord {
 }
 
 impl LastWord {
-    fn say(mut self, ended: Result<(), RegistryError>) {
-        match ended {
+    /// Says how `walk` has ended, by a panic too.
+    async fn of(mut self, walk: impl Future<Output = Result<(), RegistryError>>) {
+        match AssertUnwindSafe(walk).catch_unwind().await {
             // All bytes are in the window, and the reader may still be at them.
-            Ok(()) => self.window.finish(),
-            Err(error) => self.window.fail(error.into()),
+            Ok(Ok(())) => self.window.finish(),
+            Ok(Err(error)) => self.window.fail(error.into()),
+            Err(payload) => {
+                let said = panics::said(&*payload);
+                tracing::error!(said, "a fetch panicked");
+                self.window.fail(FetchError::Panicked { said });
+            }
         }
         self.said = true;
     }
@@ -100,7 +109,7 @@ impl Transfer {
         // Made here and not in the future: a runtime that is going down drops tasks that it has
         // never polled, and their readers have to hear of it as well.
         let last_word = LastWord { window: Arc::clone(&self.window), said: false };
-        async move { last_word.say(self.walk().await) }
+        async move { last_word.of(self.walk()).await }
     }
 
     async fn walk(&self) -> Result<(), RegistryError> {
@@ -328,6 +337,22 @@ fn within(mut piece: Bytes, position: u64, start: u64, end: u64) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_a_chunk_is_what_the_reader_hears() {
+        let window = Arc::new(Window::new(2));
+        let walk = async {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async { panic!("chunk {}", 7) });
+            failed(&mut tasks).await.map_or(Ok(()), Err)
+        };
+        LastWord { window: Arc::clone(&window), said: false }.of(walk).await;
+        let heard = window.take();
+        assert!(
+            matches!(&heard, Err(FetchError::Panicked { said }) if said == "chunk 7"),
+            "{heard:?}"
+        );
+    }
 
     #[test]
     fn within_is_the_common_part() {

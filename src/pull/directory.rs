@@ -176,7 +176,12 @@ impl TreeStore for DirectoryStore {
     }
 
     fn discard(&self, staged: StagedTree) {
-        self.trees().remove(&staged.id);
+        let mut trees = self.trees();
+        if trees.get(&staged.id).is_some_and(|(_, published)| published.is_some()) {
+            return;
+        }
+        trees.remove(&staged.id);
+        drop(trees);
         if let Err(error) = fs::remove_dir_all(&staged.path) {
             tracing::warn!(path = %staged.path.display(), %error, "could not remove a half-made layer");
         }

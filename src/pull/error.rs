@@ -122,6 +122,14 @@ pub enum PullError {
         /// Which part.
         what: &'static str,
     },
+    /// A thread or task of the pull panicked.
+    #[error("{what} panicked: {said}; this is a defect of hoist, please report it with the log")]
+    Panicked {
+        /// Which part, and of which layer or image.
+        what: String,
+        /// Its words.
+        said: String,
+    },
     /// Nobody waited for it any more.
     #[error("the pull was cancelled")]
     Cancelled,
@@ -168,11 +176,22 @@ impl PullError {
         }
     }
 
+    /// Whether a part of the pull panicked, wherever that came up.
+    fn is_panic(&self) -> bool {
+        match self {
+            Self::Panicked { .. } => true,
+            Self::Fetch { source, .. } => matches!(**source, FetchError::Panicked { .. }),
+            Self::Unpack { source, .. } => matches!(**source, UnpackError::Panicked { .. }),
+            _ => false,
+        }
+    }
+
     /// The word for it in metrics' labels; one of a fixed few.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::NoRoom { .. } => "no_space",
             _ if self.is_no_space() => "no_space",
+            _ if self.is_panic() => "internal",
             Self::Reference { .. } => "reference",
             Self::Registry { .. } => "registry",
             Self::Manifest { .. } => "manifest",
@@ -184,7 +203,7 @@ impl PullError {
             Self::Decompress { .. } => "decompress",
             Self::Unpack { .. } => "unpack",
             Self::Store(_) => "store",
-            Self::Internal { .. } => "internal",
+            Self::Internal { .. } | Self::Panicked { .. } => "internal",
             Self::Cancelled => "cancelled",
         }
     }

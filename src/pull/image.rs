@@ -7,6 +7,7 @@ use tokio::task::AbortHandle;
 use tracing::Instrument as _;
 
 use super::PullError;
+use super::caught::caught;
 use super::jobs::{Interest, Jobs};
 use super::keep::{Keeper, Keeping};
 use super::make::{Key, Order};
@@ -84,15 +85,13 @@ impl ImagePull {
         let task = {
             let (image, recorder) = (image.clone(), Arc::clone(&recorder));
             async move {
-                let registry = &image.means.registry;
-                let resolved = resolve(registry, &image.reference, &start, &platform).await;
-                let result = match resolved {
-                    Ok(resolved) => {
-                        recorder.resolved(resolved.plan.manifest, resolved.authorizing);
-                        image.start_layers(&recorder, resolved).map(Arc::new)
-                    }
-                    Err(error) => Err(error),
+                let start = async {
+                    let registry = &image.means.registry;
+                    let resolved = resolve(registry, &image.reference, &start, &platform).await?;
+                    recorder.resolved(resolved.plan.manifest, resolved.authorizing);
+                    image.start_layers(&recorder, resolved).map(Arc::new)
                 };
+                let result = caught(|| format!("{}: its start", image.reference), start).await;
                 // The pull may have been dropped meanwhile.
                 let _ = ready.send(Some(result));
             }
@@ -101,6 +100,10 @@ impl ImagePull {
         let span = tracing::info_span!("pull", id = recorder.id());
         let starting = tokio::spawn(task.instrument(span)).abort_handle();
         Self { image, recorder, started, starting }
+    }
+
+    pub(super) fn reference(&self) -> &Reference {
+        &self.image.reference
     }
 
     pub(super) fn recorder(&self) -> &Arc<PullRecorder> {

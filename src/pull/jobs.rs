@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::PullError;
+use super::caught::caught;
 use super::make::{Key, Maker, Order, Outcome};
 use crate::budget::Budget;
 use crate::budget::turns::Standing;
@@ -167,7 +168,8 @@ impl Shared {
     ) {
         let key = order.key.clone();
         let recorder = Arc::clone(&order.recorder);
-        let outcome = self.maker.make(order, &cancel).await;
+        let what = || format!("layer {}: its job", recorder.layer().blob);
+        let outcome = caught(what, self.maker.make(order, &cancel)).await;
         recorder.state(match &outcome {
             Ok(_) => LayerState::Done,
             Err(PullError::Cancelled) => LayerState::Cancelled,

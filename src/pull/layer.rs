@@ -17,6 +17,7 @@
 //! one nearest to the cause: a decoder that chokes on bytes which turn out to be the wrong ones is
 //! a mismatch of digests, so the blob is hashed to its end first.
 
+use std::any::Any;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::PullError;
+use super::caught::panicked;
 use super::decode::{Stage, Upstream};
 use super::footprint::Footprint;
 use super::keep::Sink;
@@ -96,8 +98,10 @@ pub(super) fn run(work: Work) -> Result<Summary, PullError> {
             }
         }
         drop(source);
-        let panicked = |_| PullError::Internal { layer: layer.blob, what: "its decoder" };
-        Ended { decoded: stage.join().map_err(panicked)?, unpacked }.judge(&layer)
+        let decoder = |payload: Box<dyn Any + Send>| {
+            panicked(format!("layer {}: its decoder", layer.blob), &*payload)
+        };
+        Ended { decoded: stage.join().map_err(decoder)?, unpacked }.judge(&layer)
     })
 }
 
@@ -140,7 +144,7 @@ fn yielding(
     let thread = std::thread::Builder::new().name("hoist-unpack".to_owned());
     std::thread::scope(|scope| {
         let thread = thread.spawn_scoped(scope, run).map_err(not_started)?;
-        Ok(thread.join().unwrap_or(Err(UnpackError::Panicked)))
+        Ok(thread.join().unwrap_or_else(|payload| Err(UnpackError::panicked(&*payload))))
     })
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::PullError;
 use super::admission::{Cost, Layers};
+use super::caught::{caught, without_answer};
 use super::footprint::ORDINARY_WINDOW_BYTES;
 use super::keep::{KEPT_BYTES, Keeping, Writing};
 use super::layer::{self, Dest, Work};
@@ -210,7 +211,10 @@ impl Maker {
         let mut staged = blocking(&order.layer, move || store.stage(diff_id)).await??;
         staged.image = staged.image.filter(|_| may_be_image);
         let recorder = Arc::clone(&order.recorder);
-        match self.unpack(order, reader, window_bytes, &staged, cancel).await {
+        // What is staged is discarded after a panic, too.
+        let blob = order.layer.blob;
+        let unpacking = self.unpack(order, reader, window_bytes, &staged, cancel);
+        match caught(|| format!("layer {blob}: its unpacking"), unpacking).await {
             Ok((summary, keep)) => {
                 let busy = recorder.time(Phase::Commit);
                 let tree = self.publish(diff_id, staged, summary, &recorder).await?;
@@ -245,6 +249,8 @@ impl Maker {
         recorder: &LayerRecorder,
     ) -> Outcome {
         let (store, room) = (Arc::clone(&self.store), self.room().clone());
+        let StagedTree { id, path, image } = &staged;
+        let again = StagedTree { id: *id, path: path.clone(), image: image.clone() };
         let publish = move || {
             let Summary { bytes, inodes, implied, .. } = summary;
             room.takes(diff_id, bytes);
@@ -252,7 +258,13 @@ impl Maker {
             let content = Content { is_image, bytes, inodes, implied };
             HeldTree::pin(&*store, store.publish(staged, content)?)
         };
-        Ok(blocking(recorder.layer(), publish).await??)
+        let published = blocking(recorder.layer(), publish).await;
+        let published = published.and_then(|published| published.map_err(PullError::from));
+        if published.is_err() {
+            let store = Arc::clone(&self.store);
+            blocking(recorder.layer(), move || store.discard(again)).await?;
+        }
+        published
     }
 
     /// What decompressing may take, whatever else is in work.
@@ -323,7 +335,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, PullError> {
     let layer = layer.blob;
     let span = tracing::Span::current();
-    tokio::task::spawn_blocking(move || span.in_scope(work))
-        .await
-        .map_err(|_| PullError::Internal { layer, what: "a blocking task" })
+    let what = || format!("layer {layer}: a blocking task");
+    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    done.map_err(|error| without_answer(what(), error))
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::PullError;
+use super::caught::caught;
 use super::image::{Image, ImagePull, Means};
 use super::jobs::Jobs;
 use super::keep::{Keeper, Keeping};
@@ -154,7 +155,8 @@ impl Puller {
         if let Some(parent) = &claim.trace_parent {
             waiting.pull.recorder().traced(parent);
         }
-        let result = self.0.answer(&waiting.pull, &claim).await;
+        let answer = self.0.answer(&waiting.pull, &claim);
+        let result = caught(|| format!("{}: its claim", claim.image), answer).await;
         waiting.answered = Some((claim.chain_id, result.as_ref().err().cloned()));
         result
     }
@@ -246,7 +248,8 @@ impl Pulling {
     /// # Errors
     /// The first error of a layer, lowest first.
     pub async fn trees(&self) -> Result<Vec<HeldTree>, PullError> {
-        let trees = self.stack().await;
+        let what = || format!("{}: its trees", self.pull.reference());
+        let trees = caught(what, self.stack()).await;
         self.shared.close(
             &self.pull,
             match &trees {

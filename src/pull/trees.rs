@@ -229,6 +229,7 @@ pub trait TreeStore: Send + Sync + 'static {
     /// [`StoreError::Gone`] if it was swept away, [`StoreError::Records`].
     fn pin(&self, id: TreeId) -> Result<TreePin, StoreError>;
 
-    /// Gives a staged tree up; its files are removed in the background.
+    /// Gives a staged tree up; its files are removed in the background. One that was published meanwhile
+    /// (where publishing failed afterwards) stays.
     fn discard(&self, tree: StagedTree);
 }

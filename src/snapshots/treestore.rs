@@ -52,7 +52,9 @@ impl TreeStore for Snapshots {
             Ok(TreeId(db.last_insert_rowid()))
         })?;
         // The row of a directory that could not be made goes again; failing that, at the next start.
-        let path = self.layout.make_tree(id).inspect_err(|_| self.forget_staged(id))?;
+        let path = self.layout.make_tree(id).inspect_err(|_| {
+            self.forget_staged(id);
+        })?;
         let staged = |block| StagedImage { path: self.layout.tree_image(id), block };
         let image = self.images.wanted.map(staged);
         Ok(StagedTree { id, path, image })
@@ -120,8 +122,9 @@ impl TreeStore for Snapshots {
     }
 
     fn discard(&self, tree: StagedTree) {
-        self.forget_staged(tree.id);
-        if let Err(error) = self.layout.discard(&self.layout.tree(tree.id)) {
+        if self.forget_staged(tree.id)
+            && let Err(error) = self.layout.discard(&self.layout.tree(tree.id))
+        {
             tracing::warn!(tree = %tree.id, %error, "a discarded layer stays until the next start");
         }
         self.wake.notify_one();
@@ -155,10 +158,15 @@ impl Snapshots {
         mounted.inspect_err(|error| tracing::error!(%error, "a layer is fetched again")).is_ok()
     }
 
-    fn forget_staged(&self, id: TreeId) {
+    /// Whether the tree was staged still, and is so no more.
+    fn forget_staged(&self, id: TreeId) -> bool {
         let sql = "DELETE FROM trees WHERE id = ?1 AND state = ?2";
-        if let Err(error) = self.database.write(|db| db.execute(sql, params![id.0, STAGING])) {
-            tracing::warn!(tree = %id, %error, "the row of a discarded layer stays until the next start");
+        match self.database.write(|db| db.execute(sql, params![id.0, STAGING])) {
+            Ok(rows) => rows == 1,
+            Err(error) => {
+                tracing::warn!(tree = %id, %error, "a discarded layer stays until the next start");
+                false
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! that the writers are slower than the rest.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::UnpackError;
@@ -93,11 +94,27 @@ impl<T> Queue<T> {
             };
             state.running += 1;
             drop(state);
-            // Room has come, and the guard below says so even if the job panics.
+            // Room has come.
             self.done.notify_all();
-            let mut finish = Finish { queue: self, result: Err(UnpackError::Panicked) };
-            finish.result = run(job);
+            let done = catch_unwind(AssertUnwindSafe(|| run(job)));
+            self.finish(done.unwrap_or_else(|payload| Err(UnpackError::panicked(&*payload))));
         }
+    }
+
+    /// Ends a job.
+    fn finish(&self, result: Result<(), UnpackError>) {
+        let mut state = self.state();
+        state.running -= 1;
+        if let Err(error) = result {
+            if !state.failed {
+                (state.failed, state.error) = (true, Some(error));
+            }
+            // What waits holds buffers; nobody will write it any more.
+            state.waiting.clear();
+            self.work.notify_all();
+        }
+        drop(state);
+        self.done.notify_all();
     }
 }
 
@@ -105,30 +122,11 @@ impl<T> State<T> {
     fn check(&mut self) -> Result<(), UnpackError> {
         match (self.failed, self.error.take()) {
             (false, _) => Ok(()),
-            (true, error) => Err(error.unwrap_or(UnpackError::Panicked)),
-        }
-    }
-}
-
-/// Ends a job when it is dropped.
-struct Finish<'a, T> {
-    queue: &'a Queue<T>,
-    result: Result<(), UnpackError>,
-}
-
-impl<T> Drop for Finish<'_, T> {
-    fn drop(&mut self) {
-        let mut state = self.queue.state();
-        state.running -= 1;
-        if let Err(error) = std::mem::replace(&mut self.result, Ok(())) {
-            if !state.failed {
-                (state.failed, state.error) = (true, Some(error));
+            (true, Some(error)) => Err(error),
+            (true, None) => {
+                let said = "work came for writers that had ended".to_owned();
+                Err(UnpackError::Panicked { said })
             }
-            // What waits holds buffers; nobody will write it any more.
-            state.waiting.clear();
-            self.queue.work.notify_all();
         }
-        drop(state);
-        self.queue.done.notify_all();
     }
 }
