@@ -43,12 +43,16 @@ fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     points.map(PathBuf::from).filter(|point| point.starts_with(directory)).collect()
 }
 
-/// Removes a directory after the mounts below it.
-fn remove(directory: &Path) {
+/// Unmounts what is mounted below a directory, as far as that works: a daemon that was killed leaves its layers mounted.
+pub(crate) fn unmount_below(directory: &Path) {
     for point in mounts_below(directory).iter().rev() {
-        // Told below if it does not work.
         let _ = umount2(point, MntFlags::MNT_DETACH);
     }
+}
+
+/// Removes a directory after the mounts below it.
+fn remove(directory: &Path) {
+    unmount_below(directory);
     let left = mounts_below(directory);
     if left.is_empty() {
         let _ = std::fs::remove_dir_all(directory);
