@@ -145,8 +145,7 @@ pub fn calibrate(probe: &Probe, name: &str) -> Result<Profile, CalibrateError> {
             source: CompressionError::Input(source),
         })?;
     }
-    let rounds: Vec<Round> =
-        (0..ROUNDS).map(|_| probe.round(&sample)).collect::<Result<_, _>>()?;
+    let rounds: Vec<Round> = (0..ROUNDS).map(|_| probe.round(&sample)).collect::<Result<_, _>>()?;
     let usual = |of: fn(&Round) -> f64| median(rounds.iter().map(of).collect()).unwrap_or(0.0);
     let costs = Costs {
         compression: probe.pulled,

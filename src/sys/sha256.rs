@@ -24,18 +24,17 @@ pub const INITIAL: [u32; 8] = [
 
 /// Whether two streams together are faster here than one after the other. In a build that is not
 /// optimised every instruction would be a call, a hundred times slower than `sha2`, which always is.
+#[cfg(target_arch = "x86_64")]
 fn pairs() -> bool {
     !cfg!(debug_assertions) && has_instructions()
 }
 
 /// Whether the processor has what a pair needs.
+#[cfg(target_arch = "x86_64")]
 fn has_instructions() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::is_x86_feature_detected!("sha")
+    std::is_x86_feature_detected!("sha")
         && std::is_x86_feature_detected!("sse4.1")
-        && std::is_x86_feature_detected!("ssse3");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+        && std::is_x86_feature_detected!("ssse3")
 }
 
 /// Takes whole blocks of one stream into its state; what is no whole block at the end is ignored.
