@@ -52,9 +52,7 @@ impl TreeStore for Snapshots {
             Ok(TreeId(db.last_insert_rowid()))
         })?;
         // The row of a directory that could not be made goes again; failing that, at the next start.
-        let path = self.layout.make_tree(id).inspect_err(|_| {
-            self.forget_staged(id);
-        })?;
+        let path = self.layout.make_tree(id).inspect_err(|_| self.forget_staged(id))?;
         let staged = |block| StagedImage { path: self.layout.tree_image(id), block };
         let image = self.images.wanted.map(staged);
         Ok(StagedTree { id, path, image })
@@ -98,7 +96,7 @@ impl TreeStore for Snapshots {
             if let Some(form) = form {
                 return Ok(form);
             }
-            let there = db.prepare_cached(IS_PUBLISHED)?.exists(params![id.0, PUBLISHED])?;
+            let there = db.prepare_cached(IN_STATE)?.exists(params![id.0, PUBLISHED])?;
             Err(if there { StoreError::SettledOtherwise(id) } else { StoreError::Gone(id) })
         })?;
         if form == IMAGE { Ok(self.mount_tree(id)?) } else { Ok(()) }
@@ -108,7 +106,7 @@ impl TreeStore for Snapshots {
         // The sweeper judges under the same lock: the tree is swept before this or held after it.
         let mut locked = self.ledger.locked();
         let there = self.database.read(|db| -> rusqlite::Result<_> {
-            db.prepare_cached(IS_PUBLISHED)?.exists(params![id.0, PUBLISHED])
+            db.prepare_cached(IN_STATE)?.exists(params![id.0, PUBLISHED])
         })?;
         if !there {
             return Err(StoreError::Gone(id));
@@ -122,16 +120,26 @@ impl TreeStore for Snapshots {
     }
 
     fn discard(&self, tree: StagedTree) {
-        if self.forget_staged(tree.id)
-            && let Err(error) = self.layout.discard(&self.layout.tree(tree.id))
-        {
+        // Looked at, and not told by what the row's removal says: on a full disk that fails, and the files are what fills it.
+        let staged = self.database.read(|db| -> rusqlite::Result<_> {
+            db.prepare_cached(IN_STATE)?.exists(params![tree.id.0, STAGING])
+        });
+        let discarded = match staged {
+            Ok(false) => return,
+            Ok(true) => {
+                self.forget_staged(tree.id);
+                self.layout.discard(&self.layout.tree(tree.id)).map_err(StoreError::from)
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = discarded {
             tracing::warn!(tree = %tree.id, %error, "a discarded layer stays until the next start");
         }
         self.wake.notify_one();
     }
 }
 
-const IS_PUBLISHED: &str = "SELECT 1 FROM trees WHERE id = ?1 AND state = ?2";
+const IN_STATE: &str = "SELECT 1 FROM trees WHERE id = ?1 AND state = ?2";
 
 impl Snapshots {
     fn tree_of_row(&self, diff_id: DiffId, row: &Row<'_>) -> rusqlite::Result<TreeInfo> {
@@ -158,15 +166,10 @@ impl Snapshots {
         mounted.inspect_err(|error| tracing::error!(%error, "a layer is fetched again")).is_ok()
     }
 
-    /// Whether the tree was staged still, and is so no more.
-    fn forget_staged(&self, id: TreeId) -> bool {
+    fn forget_staged(&self, id: TreeId) {
         let sql = "DELETE FROM trees WHERE id = ?1 AND state = ?2";
-        match self.database.write(|db| db.execute(sql, params![id.0, STAGING])) {
-            Ok(rows) => rows == 1,
-            Err(error) => {
-                tracing::warn!(tree = %id, %error, "a discarded layer stays until the next start");
-                false
-            }
+        if let Err(error) = self.database.write(|db| db.execute(sql, params![id.0, STAGING])) {
+            tracing::warn!(tree = %id, %error, "the row of a discarded layer stays until the next start");
         }
     }
 }
