@@ -71,10 +71,9 @@ impl Costs {
 
     /// Pullers that are not hoistd: containerd's one thread does all for a layer.
     pub(super) fn others(&self) -> BTreeMap<Model, Deviation> {
-        let out = self.decompress / self.expansion.max(1e-6);
         let (byte, decoded) = match self.compression {
-            Compression::Gzip => (self.decompress * GO_INFLATE.0, out * GO_INFLATE.1),
-            Compression::Zstd | Compression::None => (0.0, out * GO_ZSTD),
+            Compression::Gzip => (self.decompress * GO_INFLATE.0, self.decoded() * GO_INFLATE.1),
+            Compression::Zstd | Compression::None => (0.0, self.decoded() * GO_ZSTD),
         };
         let byte = byte.max(self.fetch);
         let unpacked = decoded + self.hash * HASH_ALONE + self.write;
@@ -93,10 +92,13 @@ impl Costs {
     fn decompress(&self) -> PerByte {
         match self.compression {
             Compression::Gzip => (self.decompress, 0.0),
-            Compression::Zstd | Compression::None => {
-                (0.0, self.decompress / self.expansion.max(1e-6))
-            }
+            Compression::Zstd | Compression::None => (0.0, self.decoded()),
         }
+    }
+
+    /// What decompressing costs by what comes out of it, for an uncompressed byte.
+    fn decoded(&self) -> f64 {
+        self.decompress / self.expansion.max(1e-6)
     }
 }
 

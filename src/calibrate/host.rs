@@ -215,17 +215,17 @@ impl Probe {
         let (began, before) = (Instant::now(), Processors::now());
         let mut reader = fetcher.image().start(&self.runtime, blob, self.size, recorder);
         let (mut bytes, mut kept, mut sample) = (0, 0, Vec::new());
+        let wanted = if connections == 1 { SAMPLE_BYTES_MOST } else { 0 };
         let mut first = None;
         while let Some(piece) = reader.next().map_err(failed)? {
             first.get_or_insert_with(|| began.elapsed().as_secs_f64());
             bytes += piece.len() as u64;
-            if kept < SAMPLE_BYTES_MOST && connections == 1 {
+            if kept < wanted {
                 kept += piece.len();
                 // Copied: the piece's memory is the fetch's, and is waited for.
                 sample.push(Bytes::copy_from_slice(&piece));
             }
-            let enough = connections > 1 || kept >= SAMPLE_BYTES_MOST;
-            let late = enough && began.elapsed().as_secs_f64() >= FETCHED_SECONDS_MOST;
+            let late = kept >= wanted && began.elapsed().as_secs_f64() >= FETCHED_SECONDS_MOST;
             if late || bytes >= FETCHED_BYTES_MOST {
                 break;
             }

@@ -249,8 +249,7 @@ impl Maker {
         recorder: &LayerRecorder,
     ) -> Outcome {
         let (store, room) = (Arc::clone(&self.store), self.room().clone());
-        let StagedTree { id, path, image } = &staged;
-        let again = StagedTree { id: *id, path: path.clone(), image: image.clone() };
+        let again = staged.clone();
         let publish = move || {
             let Summary { bytes, inodes, implied, .. } = summary;
             room.takes(diff_id, bytes);

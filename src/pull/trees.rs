@@ -35,7 +35,7 @@ impl fmt::Display for TreeId {
 
 /// A tree that is being written. Give it back with `publish` or `discard`; what is left behind by a
 /// daemon that died is removed when the store is opened again.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StagedTree {
     /// The id that it keeps when it is published.
     pub id: TreeId,
